@@ -1,0 +1,58 @@
+"""Optional libraries: imported where they are used, with a clear word when they are absent."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import re
+from types import ModuleType
+
+from edgekit.core.errors import MissingExtraError
+
+
+def require(module: str, extra: str, why: str) -> ModuleType:
+    """Import an optional library.
+
+    Args:
+        module: Dotted module name.
+        extra: The extra of edgekit that installs it.
+        why: What needs it, as a phrase: "the litert backend".
+
+    Raises:
+        MissingExtraError: It is not installed; the hint is the pip line.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = error.name or module
+        raise MissingExtraError(
+            f"{why} needs the Python package that provides '{missing}', which is not installed.",
+            f"pip install 'edgekit[{extra}]'",
+        ) from error
+
+
+def is_installed(module: str) -> bool:
+    """Whether `module` could be imported, without importing it."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ModuleNotFoundError, ValueError):
+        return False
+
+
+def version_of(distribution: str) -> str | None:
+    """The installed version of a distribution, or None."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def versions_of(distributions: tuple[str, ...]) -> dict[str, str]:
+    """The installed versions of those `distributions` that are there."""
+    return {name: version for name in distributions if (version := version_of(name)) is not None}
+
+
+def normalized(distribution: str) -> str:
+    """A distribution's name as PEP 503 writes it."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()

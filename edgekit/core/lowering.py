@@ -1,0 +1,54 @@
+"""Lowering: typed options of one compilation. Each backend maps them to its own tools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Scheme = Literal[
+    "float16",
+    "dynamic_wi8_afp32",
+    "weight_only_wi8_afp32",
+    "static_wi8_ai8",
+    "weight_only_wi4_afp32",
+    "palette_4",
+    "palette_2",
+    "palette_1",
+]
+"""Quantization schemes by the names in use: w = weights, a = activations, i = integer, fp = float, digits = bits."""
+
+IoType = Literal["float32", "int8", "uint8"]
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """How weights and activations are stored and computed.
+
+    Attributes:
+        scheme: The quantization scheme.
+        io: The element type of the model's inputs and outputs; float unless integer is asked for.
+        calibration: How many examples of the calibration split set the ranges of activations.
+    """
+
+    scheme: Scheme
+    io: IoType = "float32"
+    calibration: int = 128
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """Typed options of one compilation.
+
+    Attributes:
+        quantize: The quantization, or None for float32 throughout.
+        overrides: A quantization scheme, or `float32`, for single layers, by torch module path.
+    """
+
+    quantize: Quantize | None = None
+    overrides: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def precision(self) -> str:
+        """The name of the precision that this lowering yields: `float32` or a scheme's name."""
+        return self.quantize.scheme if self.quantize else "float32"

@@ -1,0 +1,161 @@
+"""Result: one artifact measured on one device, and the document that every report is made from."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgekit.core import schema, stats
+from edgekit.core.artifact import Parity
+from edgekit.core.measurement import Measurement
+from edgekit.core.model import PassRecord
+from edgekit.core.task import Direction
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The task's metrics of one split, side by side.
+
+    Attributes:
+        metric: The metric that decides.
+        direction: Whether larger or smaller is better.
+        split: Which split; `test` is only ever reported.
+        examples: How many examples it has.
+        source: Metrics of the source model in its own framework.
+        host: Metrics of the artifact on this host; empty where it was not run here.
+        device: Metrics of the artifact on the device; empty where it was not run there.
+        agreement: Share of examples where the device's largest entry is the source model's, by output name.
+        standard_error: Of `device[metric]` where it is a share of examples: sqrt(p (1 − p) / n).
+    """
+
+    metric: str
+    direction: Direction
+    split: str
+    examples: int
+    source: Mapping[str, float]
+    host: Mapping[str, float] = field(default_factory=dict)
+    device: Mapping[str, float] = field(default_factory=dict)
+    agreement: Mapping[str, float] = field(default_factory=dict)
+    standard_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What making an artifact took."""
+
+    seconds: float
+    peak_rss_mib: float
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """One artifact measured on one device.
+
+    Attributes:
+        id: Unique; a result is stored once.
+        run: What all results of one command share.
+        created: UTC, ISO 8601.
+        model: The model's name.
+        source: Where it came from.
+        backend: The backend that made the artifact.
+        precision: `float32` or the quantization scheme.
+        target: Class of device.
+        device: The unit.
+        transport: How it was reached.
+        runner: What executed there.
+        emulated: Whether the numbers come from an emulator.
+        artifact_digest: Which artifact.
+        artifact_bytes: Size of its files.
+        download_bytes: Size of them compressed, as a download would be.
+        conversion: What making it took.
+        history: The passes before it.
+        parity: How close its outputs are to the source model's, on the host.
+        accuracy: The task's metrics; None where there is no task.
+        measurements: Raw samples with units and conditions.
+        released: Whether it is now the device's current release.
+        bytes_sent: What had to be sent to the device.
+        seconds: Wall time of the steps of the visit.
+        tags: Free words, such as `before` and `after`.
+    """
+
+    schema_version: int
+    id: str
+    run: str
+    created: str
+    model: str
+    source: str
+    backend: str
+    precision: str
+    target: str
+    device: str
+    transport: str
+    runner: str
+    emulated: bool
+    artifact_digest: str
+    artifact_bytes: int
+    download_bytes: int
+    conversion: Conversion | None = None
+    history: tuple[PassRecord, ...] = ()
+    parity: tuple[Parity, ...] = ()
+    accuracy: Accuracy | None = None
+    measurements: tuple[Measurement, ...] = ()
+    released: bool = False
+    bytes_sent: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+
+    def measured(self, metric: str) -> Measurement | None:
+        """The measurement of `metric`, or None."""
+        return next((m for m in self.measurements if m.metric == metric), None)
+
+
+_MEDIANS = (
+    "first_inference_ms",
+    "load_ms",
+    "init_ms",
+    "throughput_ips",
+    "peak_rss_mib",
+    "peak_pss_mib",
+    "runtime_baseline_mib",
+    "model_delta_mib",
+)
+_CONDITIONS = ("cpu_model", "cores", "governor", "os", "kernel")
+_RUNTIME = ("runtime", "runtime_version", "threads", "delegate", "xnnpack_applied")
+
+
+def document(result: Result) -> dict[str, Any]:
+    """The result as every JSON output shows it: identity, derived statistics, raw samples, accuracy, conditions.
+
+    Figures that each fresh process gives once (load time, memory) are the median over the processes.
+    """
+    shown: dict[str, Any] = schema.to_plain(result)
+    del shown["measurements"]
+    latency = result.measured("latency_ms")
+    if latency is not None:
+        shown["latency_ms"] = schema.to_plain(stats.summarize(latency.values))
+        shown["samples_ms"] = list(latency.values)
+        shown["samples_per_process"] = list(latency.processes)
+        shown["warmup_ms"] = list(latency.warmups)
+        shown["outliers"] = len(stats.outliers(latency.values))
+        before, after = latency.conditions_before, latency.conditions_after
+        shown["conditions"] = (
+            {key: before.get(key) for key in _CONDITIONS}
+            | {
+                "freq_mhz_before": before.get("freq_mhz"),
+                "freq_mhz_after": after.get("freq_mhz"),
+                "temp_c_before": before.get("temp_c"),
+                "temp_c_after": after.get("temp_c"),
+                "throttled": after.get("throttled"),
+                "battery_pct": before.get("battery_pct"),
+                "emulated": result.emulated,
+            }
+            | {key: latency.metadata.get(key) for key in _RUNTIME}
+        )
+    for metric in _MEDIANS:
+        measurement = result.measured(metric)
+        if measurement is not None and measurement.values:
+            shown[metric] = statistics.median(measurement.values)
+    return shown

@@ -1,0 +1,1 @@
+"""Layer 3: what was measured, shown: one renderer a file."""

@@ -1,0 +1,80 @@
+"""Runner: how a run plan is executed on a device and its output read."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from edgekit.core.artifact import Artifact
+from edgekit.core.progress import Progress
+from edgekit.core.registry import Registry
+from edgekit.core.run_output import RunOutput
+from edgekit.core.workload import RunPlan
+from edgekit.transports.base import Transport
+
+InputSet = Mapping[str, Path]
+"""One `.npy` an input, by input name; the first axis counts examples."""
+
+
+@dataclass(frozen=True)
+class HealthCheck:
+    """What a new release must do on the device before it is switched to.
+
+    Attributes:
+        inputs: The set of inputs it is given.
+        expected: One `.npy` an output: what the artifact gave on the host.
+        min_cosine: Least cosine similarity to that.
+    """
+
+    inputs: str
+    expected: InputSet
+    min_cosine: float = 0.99
+
+
+@dataclass(frozen=True)
+class Job:
+    """One visit to a device.
+
+    Attributes:
+        artifact: What is run there.
+        plan: How.
+        inputs: The sets of inputs that the plan's workloads and the health check name.
+        release: Whether the artifact becomes the model's current release on the device.
+        health: The check before that switch.
+        keep_releases: How many earlier releases stay.
+        host_runtime: Whether the runtime of the interpreter that runs the agent is used, instead of wheels of our own;
+            only where the device is this very machine.
+        outputs: Folder on the host where the outputs are put.
+    """
+
+    artifact: Artifact
+    plan: RunPlan
+    outputs: Path
+    inputs: Mapping[str, InputSet] = field(default_factory=dict)
+    release: bool = False
+    health: HealthCheck | None = None
+    keep_releases: int = 2
+    host_runtime: bool = False
+
+
+class Runner(abc.ABC):
+    """A way to execute run plans."""
+
+    summary: ClassVar[str]
+    needs_transport: ClassVar[bool]
+
+    @abc.abstractmethod
+    def execute(self, job: Job, transport: Transport, progress: Progress) -> RunOutput:
+        """Do a job on an open transport's device.
+
+        Raises:
+            TransientDeviceError: May work when tried again.
+            StableDeviceError: Will not.
+            VerificationError: The health check failed; the release before is still in force.
+        """
+
+
+registry: Registry[Runner] = Registry("runner", "edgekit.runners", Runner)  # type: ignore[type-abstract]
