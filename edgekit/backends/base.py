@@ -191,7 +191,7 @@ class Backend(abc.ABC):
         """
         with staged_directory(out) as staging:
             converted = self.convert(request, staging)
-            if not (staging / converted.main).is_file():
+            if not (staging / converted.main).exists():
                 raise BackendError(f"The backend '{self.name}' left no file '{converted.main}'.")
             version = self.runtime_version(request.target)
             manifest = Manifest(
@@ -216,7 +216,11 @@ class Backend(abc.ABC):
         return load_artifact(out)
 
     def run_plan(
-        self, manifest: Manifest, target: Target, workloads: Sequence[Workload], options: Mapping[str, Any] | None = None
+        self,
+        manifest: Manifest,
+        target: Target,
+        workloads: Sequence[Workload],
+        options: Mapping[str, Any] | None = None,
     ) -> RunPlan:
         """The plan by which the agent runs an artifact; pure."""
         packages = tuple(f"{name}=={version}" for name, version in manifest.runtime.items())

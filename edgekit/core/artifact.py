@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from edgekit.core import schema
 from edgekit.core.errors import ConfigError, VerificationError
@@ -106,19 +105,13 @@ class BuildInfo:
     Attributes:
         seconds: Wall time of the conversion's child process.
         peak_rss_mib: Its peak resident memory.
-        parity: How close each output is to the source model's.
-        metrics_source: The task's metrics of the source model on the validation split.
-        metrics_artifact: The same of the artifact on the host.
-        tolerance: The tolerance that parity was judged by.
+        download_bytes: The files compressed one by one (DEFLATE, level 9), as a download would be.
     """
 
     schema_version: int
     seconds: float
     peak_rss_mib: float
-    parity: tuple[Parity, ...] = ()
-    metrics_source: Mapping[str, float] = field(default_factory=dict)
-    metrics_artifact: Mapping[str, float] = field(default_factory=dict)
-    tolerance: Mapping[str, Any] = field(default_factory=dict)
+    download_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import re
+from pathlib import Path
 from types import ModuleType
 
 from edgekit.core.errors import MissingExtraError
@@ -46,6 +48,11 @@ def version_of(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def code_of(thing: object) -> str:
+    """The source text of the module that defines an object's class: part of the key of what that class makes."""
+    return Path(inspect.getfile(type(thing))).read_text(encoding="utf-8")
 
 
 def versions_of(distributions: tuple[str, ...]) -> dict[str, str]:

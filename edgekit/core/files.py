@@ -38,18 +38,18 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader sees the old bytes or the new ones, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = data.encode() if isinstance(data, str) else data
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         # mkstemp makes files for the owner alone; what we write is meant to be read like any other file.
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -62,15 +62,15 @@ def staged_directory(final: Path) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.", suffix=".part"))
     try:
-        os.chmod(staging, 0o777 & ~_umask())
+        staging.chmod(0o777 & ~_umask())
         yield staging
         if final.exists():
             retired = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.", suffix=".old"))
-            os.replace(final, retired / "was")
-            os.replace(staging, final)
+            final.replace(retired / "was")
+            staging.replace(final)
             shutil.rmtree(retired, ignore_errors=True)
         else:
-            os.replace(staging, final)
+            staging.replace(final)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise

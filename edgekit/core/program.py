@@ -52,6 +52,10 @@ class Program(abc.ABC):
     def parameter_count(self) -> int:
         """Number of weights."""
 
+    def weights_digest(self) -> str:
+        """Hash of the weights alone: cheaper than `digest`, and enough to see whether a factory repeats itself."""
+        return self.digest()
+
 
 class TorchProgram(Program):
     """A live `nn.Module`.
@@ -106,7 +110,7 @@ class TorchProgram(Program):
         torch = require("torch", TORCH_EXTRA, "a torch model")
         import numpy as np
 
-        return tuple(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self.input_names)
+        return tuple(torch.from_numpy(np.array(inputs[name])) for name in self.input_names)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See `Program.run`."""
@@ -151,6 +155,14 @@ class TorchProgram(Program):
         """Number of parameters of the module."""
         return sum(parameter.numel() for parameter in self.module.parameters())
 
+    def weights_digest(self) -> str:
+        """See `Program.weights_digest`."""
+        return tensors_digest(self.module.state_dict())
+
+    def with_module(self, module: Any) -> TorchProgram:
+        """The same interface around another module."""
+        return TorchProgram(module, self.input_names, self.output_names, self.by_keyword, self.example_inputs)
+
 
 class ExportedProgramOnly(Program):
     """A `.pt2` file: compilable, not trainable.
@@ -178,7 +190,7 @@ class ExportedProgramOnly(Program):
         import numpy as np
 
         with torch.no_grad():
-            result = self._module(*(torch.from_numpy(np.ascontiguousarray(inputs[n])) for n in self.input_names))
+            result = self._module(*(torch.from_numpy(np.array(inputs[n])) for n in self.input_names))
         return {name: tensor.numpy() for name, tensor in zip(self.output_names, flatten(result)[1], strict=True)}
 
     def save(self, path: Path) -> None:
@@ -295,24 +307,33 @@ def flatten(value: Any) -> tuple[list[str], list[Any]]:
 
 
 def exported_digest(exported: Any) -> str:
-    """Hash of an ExportedProgram: its graph, and the name, shape, type and bytes of every weight and constant."""
-    import numpy as np
-
+    """Hash of an ExportedProgram: its graphs, and the name, shape, type and bytes of every weight and constant."""
     digest = hashlib.sha256()
-    # The printed graph holds operators, shapes and names, and nothing of the machine it was made on.
-    digest.update(exported.graph_module.print_readable(print_output=False, include_stride=False).encode())
+    for name, graph_module in exported.graph_module.named_modules():
+        if not hasattr(graph_module, "graph"):
+            continue
+        digest.update(f"graph {name}\n".encode())
+        for node in graph_module.graph.nodes:
+            # Not the printed graph: that holds paths and lines of the person's files.
+            value = node.meta.get("val")
+            shape = f"{tuple(value.shape)}:{value.dtype}" if hasattr(value, "shape") else ""
+            digest.update(f"{node.op}|{node.name}|{node.target}|{node.args}|{node.kwargs}|{shape}\n".encode())
     digest.update(str(exported.graph_signature).encode())
     constants = {key: value for key, value in exported.constants.items() if hasattr(value, "detach")}
-    for name, tensor in sorted((exported.state_dict | constants).items()):
-        array = tensor.detach().cpu().contiguous()
-        digest.update(f"{name}:{tuple(array.shape)}:{array.dtype}".encode())
-        if array.numel():
-            digest.update(np.ascontiguousarray(array.flatten().view(dtype=_bytes_dtype()).numpy()).data)
+    digest.update(tensors_digest(exported.state_dict | constants).encode())
     return digest.hexdigest()
 
 
-def _bytes_dtype() -> Any:
-    return require("torch", TORCH_EXTRA, "a torch model").uint8
+def tensors_digest(tensors: Mapping[str, Any]) -> str:
+    """Hash of the name, shape, type and bytes of torch tensors."""
+    torch = require("torch", TORCH_EXTRA, "a torch model")
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        array = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}:{tuple(array.shape)}:{array.dtype}\n".encode())
+        if array.numel():
+            digest.update(array.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def first_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -79,6 +80,7 @@ class Result:
         bytes_sent: What had to be sent to the device.
         seconds: Wall time of the steps of the visit.
         tags: Free words, such as `before` and `after`.
+        command: The command that made it, as typed.
     """
 
     schema_version: int
@@ -106,6 +108,7 @@ class Result:
     bytes_sent: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
+    command: str = ""
 
     def measured(self, metric: str) -> Measurement | None:
         """The measurement of `metric`, or None."""
@@ -135,7 +138,9 @@ def document(result: Result) -> dict[str, Any]:
     del shown["measurements"]
     latency = result.measured("latency_ms")
     if latency is not None:
-        shown["latency_ms"] = schema.to_plain(stats.summarize(latency.values))
+        # Statistics of nothing, or of what is not a number, do not exist; the samples are shown as they are.
+        if latency.values and all(math.isfinite(value) for value in latency.values):
+            shown["latency_ms"] = schema.to_plain(stats.summarize(latency.values))
         shown["samples_ms"] = list(latency.values)
         shown["samples_per_process"] = list(latency.processes)
         shown["warmup_ms"] = list(latency.warmups)

@@ -134,6 +134,6 @@ def measurements_of(output: RunOutput) -> list[Measurement]:
     for metric in _MEMORY:
         values = [run.memory[metric] for run in runs if metric in run.memory]
         if values:
-            better: Better = "neither" if metric == "runtime_baseline_mib" else "smaller"
-            found.append(measured(metric, "MiB", better, values, processes=(1,) * len(values)))
+            direction: Better = "neither" if metric == "runtime_baseline_mib" else "smaller"
+            found.append(measured(metric, "MiB", direction, values, processes=(1,) * len(values)))
     return found

@@ -94,7 +94,9 @@ def parse_yaml(text: str, source: str) -> Document:
     return Document(value, source, lines)
 
 
-def _plain(node: Any, loader: Any, source: str, lines: dict[Trail, int], trail: Trail, open_nodes: frozenset[int]) -> Any:
+def _plain(
+    node: Any, loader: Any, source: str, lines: dict[Trail, int], trail: Trail, open_nodes: frozenset[int]
+) -> Any:
     import yaml
 
     if id(node) in open_nodes or len(trail) > 50:
@@ -245,7 +247,7 @@ def _check_names(kind: Any, value: Any, document: Document, steps: Trail) -> Non
     elif origin in (dict, Mapping, typing.get_origin(Mapping[str, int])) and isinstance(value, dict):
         for key, item in value.items():
             _check_names(arguments[1], item, document, (*steps, key))
-            if dataclasses.is_dataclass(arguments[1]):
+            if isinstance(arguments[1], type) and dataclasses.is_dataclass(arguments[1]):
                 # msgspec's error says `[...]` for the key of a mapping; checked one by one, the key is known.
                 _convert(arguments[1], item, document, (*steps, key))
     elif dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
@@ -266,7 +268,7 @@ _STEP = re.compile(r"\.(?P<key>[^.\[\]]+)|\[(?P<index>\d+)\]|\[\.\.\.\]")
 
 
 def _split_path(text: str) -> tuple[str, Trail]:
-    """msgspec's `Expected int - at $.a[0].b` as its sentence and its steps."""
+    """A message of msgspec, `Expected int - at $.a[0].b`, as its sentence and its steps."""
     match = _PATH.search(text)
     if not match:
         return text, ()

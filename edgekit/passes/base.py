@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 from edgekit.core.errors import PassError, UnsupportedModelError
 from edgekit.core.model import Model
-from edgekit.core.progress import Progress, Silent
 from edgekit.core.program import TorchProgram
+from edgekit.core.progress import Progress, Silent
 from edgekit.core.registry import Registry
 from edgekit.core.task import Task
 

@@ -6,9 +6,10 @@ import abc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from edgekit.core.artifact import Artifact
+from edgekit.core.errors import ConfigError
 from edgekit.core.progress import Progress
 from edgekit.core.registry import Registry
 from edgekit.core.run_output import RunOutput
@@ -60,6 +61,19 @@ class Job:
     host_runtime: bool = False
 
 
+@dataclass(frozen=True)
+class Rollback:
+    """What going back to an earlier release did.
+
+    Attributes:
+        current: Digest of the release now in force.
+        previous: Digest of the one in force before.
+    """
+
+    current: str
+    previous: str | None
+
+
 class Runner(abc.ABC):
     """A way to execute run plans."""
 
@@ -75,6 +89,26 @@ class Runner(abc.ABC):
             StableDeviceError: Will not.
             VerificationError: The health check failed; the release before is still in force.
         """
+
+    def probe(self, transport: Transport) -> dict[str, Any]:
+        """The facts of an open transport's device: processor, memory, system, Python, clock, temperature.
+
+        Raises:
+            ConfigError: This runner cannot tell.
+            TransientDeviceError: May work when tried again.
+            StableDeviceError: Will not.
+        """
+        raise ConfigError(f"The runner '{type(self).__module__.rpartition('.')[2]}' cannot probe a device.")
+
+    def rollback(self, transport: Transport, model: str, to: str | None = None) -> Rollback:
+        """Make an earlier release of a model current again: the one before, or the one with the digest `to`.
+
+        Raises:
+            ConfigError: This runner keeps no releases, or the name cannot be one on a device.
+            TransientDeviceError: Another run holds the device.
+            StableDeviceError: There is no such release there.
+        """
+        raise ConfigError(f"The runner '{type(self).__module__.rpartition('.')[2]}' keeps no releases on a device.")
 
 
 registry: Registry[Runner] = Registry("runner", "edgekit.runners", Runner)  # type: ignore[type-abstract]

@@ -99,6 +99,8 @@ class Transport(abc.ABC):
     def push(self, local: Path, remote: str, on_bytes: Callable[[int], None] | None = None) -> None:
         """Copy a file to the device: to a temporary name, its size checked, then renamed. Makes the folders.
 
+        What its owner may execute here may be executed there.
+
         Args:
             local: The file here.
             remote: Its path there.
@@ -110,9 +112,20 @@ class Transport(abc.ABC):
         """Copy a file from the device; refuses one larger than `max_bytes`. Atomic here."""
 
     def trust(self) -> str:
-        """Look at the device's identity without trusting it, and say it (an SSH host key's fingerprint)."""
+        """Look at the device's identity without trusting it, and say it (an SSH host key's fingerprint).
+
+        Called on a transport that is not open. Further lines say what a person should know before saying yes.
+        """
         raise ConfigError(
-            f"The transport '{self.device.transport}' has no keys to trust.", f"edgekit devices probe {self.device.name}"
+            f"The transport '{self.device.transport}' has no keys to trust.",
+            f"edgekit devices probe {self.device.name}",
+        )
+
+    def record_trust(self) -> str:
+        """Record the identity that `trust` said last, so that `open` accepts it; says what was recorded, and where."""
+        raise ConfigError(
+            f"The transport '{self.device.transport}' has no keys to trust.",
+            f"edgekit devices probe {self.device.name}",
         )
 
     def __enter__(self) -> Self:

@@ -1,0 +1,5 @@
+"""`python -m edgekit`: the command line."""
+
+from edgekit.cli.main import main
+
+main()

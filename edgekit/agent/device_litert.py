@@ -1,0 +1,113 @@
+"""Runs a model with LiteRT (older name: tflite-runtime) on a device: numpy and the runtime only, Python ≥ 3.9."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from typing import Any
+
+import numpy as np
+
+
+class Driver:
+    """One signature of a model in the LiteRT interpreter.
+
+    Args:
+        path: The `.tflite` file.
+        threads: Threads of the interpreter.
+        bindings: The signature's (or tensor's) name of an input or output, where it is not ours:
+            `inputs.image` → `args_0`.
+        options: `signature`: which one, where the file has several; `xnnpack`: false for the built-in kernels.
+    """
+
+    def __init__(self, path: str, threads: int, bindings: dict[str, str], options: dict[str, Any]) -> None:
+        self._module, self._distribution = _interpreter_module()
+        self._path, self._threads, self._bindings, self._options = path, threads, bindings, options
+        self.inputs: list[dict[str, Any]] = []
+        self.outputs: list[dict[str, Any]] = []
+
+    def load(self) -> None:
+        """Read the file, apply the delegate, allocate the tensors."""
+        more = {}
+        if not self._options.get("xnnpack", True):
+            more["experimental_op_resolver_type"] = self._module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        self._interpreter = self._module.Interpreter(model_path=self._path, num_threads=self._threads, **more)
+        self._interpreter.allocate_tensors()
+        given, gives = self._details()
+        self.inputs = [self._described("inputs", name, detail) for name, detail in given.items()]
+        self.outputs = [self._described("outputs", name, detail) for name, detail in gives.items()]
+        self._in = {spec["name"]: detail["index"] for spec, detail in zip(self.inputs, given.values())}
+        self._out = {spec["name"]: detail["index"] for spec, detail in zip(self.outputs, gives.values())}
+
+    def _details(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Tensor details of inputs and outputs by signature name, or by tensor name where there is no signature.
+
+        A signature names the tensors; the values are set and read through the interpreter itself, because a
+        signature's runner copies inputs and outputs on each call, which would be timed with the inference.
+        """
+        given = self._interpreter.get_input_details()
+        gives = self._interpreter.get_output_details()
+        signatures = self._interpreter.get_signature_list()
+        if not signatures:
+            return {d["name"]: d for d in given}, {d["name"]: d for d in gives}
+        wanted = self._options.get("signature")
+        if wanted is None and len(signatures) > 1:
+            raise ValueError(f"the model has several signatures: {', '.join(sorted(signatures))}; set `signature`")
+        if wanted is not None and wanted not in signatures:
+            raise ValueError(f"the model has no signature '{wanted}'; it has {', '.join(sorted(signatures))}")
+        runner = self._interpreter.get_signature_runner(wanted)
+        ins, outs = runner.get_input_details(), runner.get_output_details()
+        main = {d["index"] for d in given}
+        if {d["index"] for d in ins.values()} - main:
+            raise ValueError("the signature's inputs are not those of the model's first subgraph")
+        order = {d["index"]: place for place, d in enumerate(given)}
+        return dict(sorted(ins.items(), key=lambda item: order[item[1]["index"]])), dict(outs)
+
+    def _described(self, side: str, native: str, detail: Any) -> dict[str, Any]:
+        ours = {own: key[len(side) + 1 :] for key, own in self._bindings.items() if key.startswith(side + ".")}
+        name = ours.get(native, ours.get(str(detail["name"]), native))
+        shape = [int(size) for size in detail["shape"]]
+        return {"name": name, "shape": shape, "dtype": np.dtype(detail["dtype"]).name}
+
+    def prepare(self, arrays: dict[str, Any]) -> None:
+        """Set the inputs; `arrays` has exactly the shapes and types of `inputs`."""
+        for name, array in arrays.items():
+            self._interpreter.set_tensor(self._in[name], array)
+
+    def invoke(self) -> None:
+        """One inference."""
+        self._interpreter.invoke()
+
+    def results(self) -> dict[str, Any]:
+        """Copies of the outputs of the last inference."""
+        return {name: self._interpreter.get_tensor(index) for name, index in self._out.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """What ran; `xnnpack_applied` is None where the interpreter does not show its plan."""
+        try:
+            kinds = [operator["op_name"] for operator in self._interpreter._get_ops_details()]
+        except (AttributeError, KeyError):
+            kinds = None
+        # No other delegate is ever asked for here: a delegate node in the plan is XNNPACK's.
+        applied = None if kinds is None else "DELEGATE" in kinds or "TfLiteXNNPackDelegate" in kinds
+        return {
+            "runtime": self._distribution,
+            "runtime_version": importlib.metadata.version(self._distribution),
+            "threads": self._threads,
+            "delegate": "XNNPACK" if applied else None if applied is None else "none",
+            "xnnpack_applied": applied,
+        }
+
+
+def _interpreter_module() -> tuple[Any, str]:
+    try:
+        return importlib.import_module("ai_edge_litert.interpreter"), "ai-edge-litert"
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "ai_edge_litert":
+            raise
+    try:
+        return importlib.import_module("tflite_runtime.interpreter"), "tflite-runtime"
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "tflite_runtime":
+            raise
+    raise ImportError("neither ai-edge-litert nor tflite-runtime is installed here")

@@ -1,0 +1,161 @@
+"""The verbs as Python calls: what the command line does, one call each.
+
+import edgekit
+
+project = edgekit.load("examples/digits")                  # a folder with edgekit.yaml, or a source
+artifact = edgekit.compile(project, target="linux-x86")
+results = edgekit.deploy(project, target="linux-x86")
+print(results[0].measured("latency_ms").values)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit.core.places import project_dir
+from edgekit.core.progress import Progress, Silent
+from edgekit.core.target import load_target
+
+if TYPE_CHECKING:
+    from edgekit.core.artifact import Artifact
+    from edgekit.core.model import Model
+    from edgekit.core.result import Result
+    from edgekit.flow.build import Built
+    from edgekit.flow.measure import Settings
+    from edgekit.flow.project import Project
+
+
+def load(
+    source: str | Path = ".",
+    *,
+    name: str | None = None,
+    task: str | None = None,
+    recipe: str | Path | None = None,
+) -> Project:
+    """A project: a folder with `edgekit.yaml`, or a source such as `model.py:build`, `net.pt2` or `net.onnx`.
+
+    Args:
+        source: The folder or the source.
+        name: The model's name; the project's own, else the file's stem.
+        task: `task.py:Name`; the project's own where none is given.
+        recipe: The recipe's file; the project's own where none is given.
+
+    Raises:
+        ConfigError: There is no such project, or its files are wrong.
+    """
+    from edgekit.flow.project import Overrides, load_project
+
+    said = Overrides(name=name, task=task, recipe=str(recipe) if recipe is not None else None)
+    if Path(source).is_dir() and not (Path(source) / "checkpoint.json").is_file():
+        return load_project(Path(source), said)
+    overrides = Overrides(str(source), said.name, said.task, said.recipe)
+    return load_project(Path.cwd(), overrides)
+
+
+def compress(project: Project, *, progress: Progress | None = None) -> Model:
+    """The model after the passes of the project's recipe; its `history` holds the metrics before and after each.
+
+    Raises:
+        BudgetError: A pass lost more of the metric than the recipe's budget allows.
+    """
+    from edgekit.flow.build import Builder
+    from edgekit.flow.recipe import Recipe
+
+    builder = Builder(project, progress or Silent())
+    return builder.compressed(project.recipe or Recipe()).live()
+
+
+def compile(
+    project: Project,
+    *,
+    target: str,
+    backend: str | None = None,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """The verified artifact of the project for a target.
+
+    Args:
+        project: From `load`.
+        target: Name of the target.
+        backend: One of the target's backends; its first where none is given.
+        out: A folder to copy it to; it stays in the cache where none is given.
+        progress: Told what is done.
+
+    Raises:
+        VerificationError: The artifact does not compute what the model computes.
+    """
+    from edgekit.core.artifact import load_artifact
+    from edgekit.flow.build import Builder
+    from edgekit.flow.export import export_artifact
+
+    chosen = load_target(target, project.root)
+    built = Builder(project, progress or Silent()).build(chosen, backend)
+    return built.artifact if out is None else load_artifact(export_artifact(built, Path(out)))
+
+
+def deploy(
+    project: Project,
+    *,
+    target: str,
+    device: str | None = None,
+    every: bool = False,
+    backend: str | None = None,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> list[Result]:
+    """Build, push, check, switch and measure; one result a device.
+
+    Args:
+        project: From `load`.
+        target: Name of the target.
+        device: The unit; needed where `devices.yaml` has several of the target.
+        every: All units of the target.
+        backend: One of the target's backends.
+        settings: How to measure.
+        progress: Told what is done.
+
+    Raises:
+        DeviceError: A device failed.
+        VerificationError: Parity or the device's health check failed; the release before stays in force.
+    """
+    return _visit(project, target, device, every, backend, settings, progress, release=True)
+
+
+def measure(
+    project: Project,
+    *,
+    target: str,
+    device: str | None = None,
+    backend: str | None = None,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> list[Result]:
+    """Measure on a device and leave what is current there in force; see `deploy`."""
+    return _visit(project, target, device, False, backend, settings, progress, release=False)
+
+
+def _visit(
+    project: Project,
+    target: str,
+    device: str | None,
+    every: bool,
+    backend: str | None,
+    settings: Settings | None,
+    progress: Progress | None,
+    *,
+    release: bool,
+) -> list[Result]:
+    from edgekit.flow.build import Builder
+    from edgekit.flow.deploy import deploy as deploy_to
+    from edgekit.flow.deploy import devices_for
+    from edgekit.flow.measure import Settings as MeasureSettings
+    from edgekit.flow.store import Store
+
+    shown = progress or Silent()
+    chosen = load_target(target, project.root)
+    devices = devices_for(chosen, project.devices(), device, every)
+    built: Built = Builder(project, shown).build(chosen, backend)
+    with Store.open(project_dir(project.root) / "results.sqlite") as store:
+        return deploy_to(built, devices, settings or MeasureSettings(), store, shown, release=release)

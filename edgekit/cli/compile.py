@@ -1,0 +1,117 @@
+"""`edgekit compile`: one verified artifact a target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgekit.cli import options
+from edgekit.cli.common import verb
+from edgekit.cli.screen import Screen
+
+if TYPE_CHECKING:
+    from edgekit.flow.build import Built
+    from edgekit.flow.project import Project
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+
+    @verb(
+        app,
+        "compile",
+        example="edgekit compile\nedgekit compile model.py:build --target linux-x86\n"
+        "edgekit compile net.onnx --target intel-cpu --backend openvino --out build",
+    )
+    def compile_(
+        screen: Screen,
+        source: options.Source = None,
+        target: options.Targets = None,
+        backend: options.BackendName = None,
+        recipe: options.Recipe = None,
+        name: options.Name = None,
+        task: options.Task = None,
+        out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder that gets one folder a target.")] = None,
+        no_verify: options.NoVerify = False,
+        timeout: options.Timeout = 1800.0,
+        no_cache: options.NoCache = False,
+    ) -> None:
+        """Compress where the recipe says so, convert, verify; one artifact folder a target."""
+        from edgekit.flow.export import export_artifact
+
+        project = options.project_of(source, name, task, recipe, target)
+        builder = options.builder_of(project, screen, timeout, no_cache)
+        made = []
+        for chosen in options.targets_of(project):
+            built = builder.build(chosen, backend, verify=not no_verify)
+            made.append((built, export_artifact(built, artifact_folder(project, built, out))))
+        screen.answer(
+            {"schema_version": 1, "artifacts": [_document(built, folder) for built, folder in made]}, _table(made)
+        )
+
+
+def artifact_folder(project: Project, built: Built, out: Path | None) -> Path:
+    """Where an artifact goes: `build/<name>/<target>-<backend>-<precision>` in the project, unless told otherwise."""
+    manifest = built.artifact.manifest
+    base = out if out is not None else project.root / "build" / project.name
+    return base / f"{manifest.target}-{manifest.backend}-{manifest.lowering.precision}"
+
+
+def _document(built: Built, folder: Path) -> dict[str, Any]:
+    from edgekit.core import schema
+
+    manifest, build = built.artifact.manifest, built.artifact.build
+    return {
+        "path": str(folder),
+        "target": manifest.target,
+        "backend": manifest.backend,
+        "precision": manifest.lowering.precision,
+        "digest": built.artifact.digest,
+        "artifact_bytes": built.artifact.bytes,
+        "download_bytes": build.download_bytes if build else None,
+        "cached": built.cached,
+        "conversion": schema.to_plain(build) if build else None,
+        "verification": schema.to_plain(built.host.verification) if built.host else None,
+        "metrics": {"source": dict(built.source_metrics), "host": dict(built.host_metrics)},
+        "changed": list(manifest.changed),
+    }
+
+
+def _table(made: list[tuple[Built, Path]]) -> Any:
+    from rich.table import Table
+
+    from edgekit.core.units import format_bytes, format_duration
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("target", "backend", "precision", "size", "made in", "peak RAM", "parity", "metric", "folder"):
+        table.add_column(column, overflow="fold")
+    for built, folder in made:
+        manifest, build = built.artifact.manifest, built.artifact.build
+        parity = "not verified"
+        if built.host is not None:
+            worst = min((p for ps in built.host.verification.parity.values() for p in ps), key=lambda p: p.snr_db)
+            parity = f"{worst.snr_db:.0f} dB"
+        metric = "–"
+        if built.data is not None and "validation" in built.host_metrics:
+            key = built.data.metric
+            metric = (
+                f"{key} {built.source_metrics['validation'][key]:.4g} → {built.host_metrics['validation'][key]:.4g}"
+            )
+        table.add_row(
+            manifest.target,
+            manifest.backend,
+            manifest.lowering.precision,
+            format_bytes(built.artifact.bytes),
+            "cached" if built.cached else format_duration(build.seconds) if build else "–",
+            f"{build.peak_rss_mib:.0f} MiB" if build else "–",
+            parity,
+            metric,
+            _short(folder),
+        )
+    return table
+
+
+def _short(folder: Path) -> str:
+    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)

@@ -1,0 +1,146 @@
+"""`edgekit deploy`: build, push, check, switch, measure, report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgekit.cli import options
+from edgekit.cli.common import verb
+from edgekit.cli.screen import Screen
+
+if TYPE_CHECKING:
+    from edgekit.core.device import Device
+    from edgekit.core.result import Result
+    from edgekit.flow.build import Built
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+
+    @verb(
+        app,
+        "deploy",
+        example="edgekit deploy --target rpi4\nedgekit deploy --target linux-x86 --html report.html\n"
+        "edgekit deploy build/digits/rpi4-litert-float32 --device my-pi",
+    )
+    def deploy(
+        screen: Screen,
+        source: options.Source = None,
+        target: options.Targets = None,
+        device: options.DeviceName = None,
+        every: Annotated[bool, typer.Option("--all", help="All units of the target.")] = False,
+        backend: options.BackendName = None,
+        recipe: options.Recipe = None,
+        name: options.Name = None,
+        task: options.Task = None,
+        threads: options.Threads = None,
+        processes: options.Processes = 3,
+        min_runs: options.MinRuns = 30,
+        min_seconds: options.MinSeconds = 1.0,
+        tag: Annotated[list[str] | None, typer.Option("--tag", help="A word kept with the results.")] = None,
+        html: options.Html = None,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Build and verify; say what would be sent where.")
+        ] = False,
+        no_verify: options.NoVerify = False,
+        timeout: options.Timeout = 1800.0,
+        no_cache: options.NoCache = False,
+    ) -> None:
+        """Compile if stale, push, health check, switch, measure, report."""
+        from edgekit.flow.deploy import deploy as deploy_to
+        from edgekit.flow.deploy import devices_for
+        from edgekit.flow.measure import new_run
+
+        settings = options.settings_of(threads, processes, min_runs, min_seconds)
+        plans: list[tuple[Built, list[Device]]] = []
+        loose = artifact_at(source)
+        if loose is not None:
+            from edgekit.core.device import load_devices
+            from edgekit.flow.export import open_artifact
+            from edgekit.flow.project import DEVICES_FILE, find_root
+
+            root = find_root(Path.cwd())
+            built = open_artifact(loose, root)
+            plans.append((built, devices_for(built.target, load_devices(root / DEVICES_FILE), device, every)))
+        else:
+            project = options.project_of(source, name, task, recipe, target)
+            root = project.root
+            builder = options.builder_of(project, screen, timeout, no_cache)
+            # Where it goes is settled for every target before minutes are spent on building for the first.
+            chosen = [(t, devices_for(t, project.devices(), device, every)) for t in options.targets_of(project)]
+            plans += [(builder.build(t, backend, verify=not no_verify), units) for t, units in chosen]
+        if dry_run:
+            _show_plan(screen, plans)
+            return
+        run, results = new_run(), []
+        with options.store_of(root) as store:
+            for built, units in plans:
+                results += deploy_to(
+                    built, units, settings, store, screen, run=run, command=command_line(), tags=tuple(tag or ())
+                )
+        show_results(screen, results, html)
+
+
+def artifact_at(source: str | None) -> Path | None:
+    """The artifact's folder that `source` names, or None where it is something else."""
+    from edgekit.core.artifact import MANIFEST
+
+    if source is None:
+        return None
+    path = Path(source)
+    return path if (path / MANIFEST).is_file() or path.name == MANIFEST else None
+
+
+def command_line() -> str:
+    """What the person typed."""
+    return shlex.join(["edgekit", *sys.argv[1:]])
+
+
+def show_results(screen: Screen, results: list[Result], html: Path | None) -> None:
+    """The report of some results on the terminal, as JSON, and as HTML where asked for."""
+    from edgekit.report import json as report_json
+    from edgekit.report import terminal
+    from edgekit.report.model import build
+
+    report = build(results, command_line())
+    if html is not None:
+        from edgekit.report import html as report_html
+
+        report_html.write(report, html)
+        screen.note(f"report: {html}")
+    screen.answer(report_json.document(report), *terminal.renderables(report, screen.out.width))
+
+
+def _show_plan(screen: Screen, plans: list[tuple[Built, list[Device]]]) -> None:
+    from edgekit.core.units import format_bytes
+
+    actions: list[dict[str, Any]] = []
+    lines = []
+    for built, units in plans:
+        manifest = built.artifact.manifest
+        for unit in units:
+            actions.append(
+                {
+                    "device": unit.name,
+                    "transport": unit.transport,
+                    "address": unit.address,
+                    "model": manifest.name,
+                    "backend": manifest.backend,
+                    "precision": manifest.lowering.precision,
+                    "artifact_digest": built.artifact.digest,
+                    "artifact_bytes": built.artifact.bytes,
+                    "runtime": dict(manifest.runtime),
+                }
+            )
+            runtime = ", ".join(f"{name} {version}" for name, version in manifest.runtime.items())
+            lines.append(
+                f"{unit.name} ({unit.transport} {unit.address}): push what it lacks of {format_bytes(built.artifact.bytes)}"
+                f" ({manifest.backend}, {manifest.lowering.precision}) and of the runtime ({runtime}), check its outputs"
+                f" there, switch '{manifest.name}' to it, measure"
+            )
+    screen.answer({"schema_version": 1, "dry_run": True, "actions": actions}, *lines)

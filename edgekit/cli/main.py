@@ -1,0 +1,47 @@
+"""The command line. Each verb is one file beside this one; importing them imports no library of a vendor."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from edgekit._version import __version__
+from edgekit.cli import bench, cache, compile, compress, deploy, devices, doctor, init, report, targets, verify
+
+app = typer.Typer(
+    name="edgekit",
+    help="Compress a trained model, convert it for a device, prove it, deploy it there and measure it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"edgekit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _edgekit(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Compress a trained model, convert it for a device, prove it, deploy it there and measure it."""
+
+
+for _module in (init, doctor, targets, devices, compress, compile, verify, deploy, bench, report, cache):
+    _module.register(app)
+
+
+def main() -> None:
+    """The `edgekit` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Options that several verbs have: each is written once, so that it means the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from edgekit.cli.screen import Screen
+    from edgekit.core.target import Target
+    from edgekit.flow.build import Builder
+    from edgekit.flow.measure import Settings
+    from edgekit.flow.project import Project
+    from edgekit.flow.store import Store
+
+Source = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[SOURCE]", help="model.py:build, net.pt2, net.onnx or a checkpoint; edgekit.yaml's by default."
+    ),
+]
+Name = Annotated[str | None, typer.Option("--name", help="The model's name on devices and in results.")]
+Task = Annotated[str | None, typer.Option("--task", help="The task, as task.py:NAME.")]
+Recipe = Annotated[str | None, typer.Option("--recipe", "-r", help="The recipe's file.")]
+Targets = Annotated[list[str] | None, typer.Option("--target", "-t", help="A target; may be given several times.")]
+BackendName = Annotated[str | None, typer.Option("--backend", "-b", help="One of the target's backends.")]
+DeviceName = Annotated[str | None, typer.Option("--device", "-d", help="A unit in devices.yaml, or local.")]
+Timeout = Annotated[float, typer.Option("--timeout", help="Seconds after which one conversion is stopped.", min=1)]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Make everything anew.")]
+NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not compare the artifact with the model.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", help="Threads of the runtime; the target's number by default.", min=1)
+]
+Processes = Annotated[int, typer.Option("--processes", help="Fresh processes that repeat the measurement.", min=1)]
+MinRuns = Annotated[int, typer.Option("--min-runs", help="Timed inferences at least, in each process.", min=2)]
+MinSeconds = Annotated[
+    float, typer.Option("--min-seconds", help="Timing lasts at least this long, in each process.", min=0)
+]
+Html = Annotated[Path | None, typer.Option("--html", help="Write a self-contained HTML report to this file.")]
+
+
+def project_of(
+    source: str | None, name: str | None, task: str | None, recipe: str | None, targets: list[str] | None
+) -> Project:
+    """The project that a command works on."""
+    from edgekit.flow.project import Overrides, load_project
+
+    return load_project(Path.cwd(), Overrides(source, name, task, recipe, tuple(targets or ())))
+
+
+def targets_of(project: Project, default: str | None = None) -> list[Target]:
+    """The targets asked for.
+
+    Raises:
+        ConfigError: None is asked for, or one is unknown.
+    """
+    from edgekit.core.errors import ConfigError
+    from edgekit.core.target import load_target
+
+    names = project.targets or ((default,) if default else ())
+    if not names:
+        raise ConfigError(
+            "No target was given, and edgekit.yaml names none.", "--target linux-x86    (edgekit targets lists them)"
+        )
+    return [load_target(name, project.root) for name in names]
+
+
+def builder_of(project: Project, screen: Screen, timeout: float, no_cache: bool) -> Builder:
+    """The builder of a project."""
+    from edgekit.flow.build import Builder
+    from edgekit.flow.cache import Cache
+
+    return Builder(project, screen, Cache(enabled=not no_cache), timeout)
+
+
+def store_of(root: Path) -> Store:
+    """The project's results."""
+    from edgekit.core.places import project_dir
+    from edgekit.flow.store import Store
+
+    return Store.open(project_dir(root) / "results.sqlite")
+
+
+def settings_of(
+    threads: int | None, processes: int, min_runs: int, min_seconds: float, accuracy: bool = True
+) -> Settings:
+    """How to measure."""
+    from edgekit.flow.measure import Settings
+
+    longest = max(Settings.max_seconds, 2 * min_seconds)
+    return Settings(
+        threads, processes, min_runs=min_runs, min_seconds=min_seconds, max_seconds=longest, accuracy=accuracy
+    )

@@ -1,0 +1,33 @@
+"""Where edgekit keeps things on the host: caches, settings, results."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+APP = "edgekit"
+
+
+def cache_dir() -> Path:
+    """The folder of everything that can be made again: `EDGEKIT_CACHE_DIR`, else the system's place for caches."""
+    chosen = os.environ.get("EDGEKIT_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir(APP))
+
+
+def config_dir() -> Path:
+    """The folder of the person's settings: `EDGEKIT_CONFIG_DIR`, else the system's place for settings."""
+    chosen = os.environ.get("EDGEKIT_CONFIG_DIR")
+    if chosen:
+        return Path(chosen)
+    import platformdirs
+
+    return Path(platformdirs.user_config_dir(APP))
+
+
+def project_dir(root: Path) -> Path:
+    """The folder, inside a project, of what belongs to it: results, logs."""
+    return root / f".{APP}"

@@ -1,0 +1,294 @@
+"""Build: frontend → passes → backend → verified Artifact, with nothing done that was done before."""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import edgekit
+from edgekit.backends.base import Backend, CompileRequest
+from edgekit.backends.base import registry as backends
+from edgekit.core import schema
+from edgekit.core.artifact import BUILD, Artifact, load_artifact
+from edgekit.core.errors import ConfigError, MissingExtraError, UnsupportedModelError
+from edgekit.core.extras import code_of
+from edgekit.core.files import sha256_text, write_atomic
+from edgekit.core.lowering import Lowering
+from edgekit.core.progress import Progress
+from edgekit.core.target import Target
+from edgekit.core.task import SPLITS, Split
+from edgekit.flow.cache import Cache
+from edgekit.flow.convert import DEFAULT_TIMEOUT_SECONDS, convert
+from edgekit.flow.data import DataSet, load_data
+from edgekit.flow.evaluate import InputFiles, golden_inputs, reference_outputs, split_inputs
+from edgekit.flow.pipeline import Tools, check_budget, compress, metrics_of
+from edgekit.flow.project import Project
+from edgekit.flow.recipe import Recipe
+from edgekit.flow.source import load_source
+from edgekit.flow.state import ModelState
+from edgekit.flow.verify import HostRun, require_parity, run_on_host
+
+if TYPE_CHECKING:
+    from edgekit.core.task import Array
+
+
+@dataclass(frozen=True)
+class Built:
+    """An artifact and what is known of it.
+
+    Attributes:
+        artifact: The artifact, in the cache.
+        target: What it was compiled for.
+        cached: Whether it was there already.
+        sets: The inputs that it was run on: `golden`, and the splits of the task.
+        host: Its run on this host; None where that was not asked for.
+        source_outputs: Outputs of the source model, by set and output name.
+        source_metrics: The task's metrics of the source model, by split.
+        host_metrics: The same of the artifact on this host.
+        data: The task's data.
+    """
+
+    artifact: Artifact
+    target: Target
+    cached: bool
+    sets: tuple[InputFiles, ...]
+    host: HostRun | None
+    source_outputs: Mapping[str, Mapping[str, Path]]
+    source_metrics: Mapping[str, Mapping[str, float]]
+    host_metrics: Mapping[str, Mapping[str, float]]
+    data: DataSet | None
+
+
+class Builder:
+    """Builds the artifacts of one project.
+
+    Args:
+        project: What is built.
+        progress: Where it tells what it does.
+        cache: Where results are kept.
+        timeout_seconds: One conversion is stopped after this long.
+    """
+
+    def __init__(
+        self,
+        project: Project,
+        progress: Progress,
+        cache: Cache | None = None,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    ) -> None:
+        self.project = project
+        self.progress = progress
+        self.cache = cache or Cache()
+        self.timeout_seconds = timeout_seconds
+
+    @functools.cached_property
+    def source(self) -> ModelState:
+        """The source model."""
+        state = load_source(self.project, self.cache, self.progress)
+        if self.data is not None:
+            self.data.check_inputs(state.info.inputs)
+        return state
+
+    @functools.cached_property
+    def data(self) -> DataSet | None:
+        """The task's data; None where the project has no task."""
+        if self.project.task is None:
+            return None
+        reference = self.project.task
+        if not Path(reference).is_absolute():
+            reference = str(self.project.root / reference)
+        return load_data(reference, self.cache, self.progress)
+
+    @functools.cached_property
+    def tools(self) -> Tools:
+        """What every stage works with."""
+        return Tools(self.cache, self.progress, self.data, self.project.source_request)
+
+    def compressed(self, recipe: Recipe) -> ModelState:
+        """The model after a recipe's passes."""
+        return compress(self.source, recipe, self.tools)
+
+    def build(self, target: Target, backend_name: str | None = None, *, verify: bool = True) -> Built:
+        """The artifact for a target, made unless it is there, and verified.
+
+        Raises:
+            ConfigError: The backend is none of the target's, or calibration data are needed and missing.
+            UnsupportedModelError: The backend cannot do it; said before any work where it can be known.
+            VerificationError: The artifact does not compute what the model computes.
+            BudgetError: It loses more of the metric than the recipe allows.
+        """
+        recipe = self.project.recipe_for(target)
+        backend = choose_backend(target, backend_name)
+        guessed = "onnx" if self.project.source.endswith(".onnx") else "pt2"
+        backend.refuse_unsupported(guessed, (), recipe.lowering, target)
+        state = self.compressed(recipe)
+        backend.refuse_unsupported(state.info.format, state.info.outputs, recipe.lowering, target)
+        calibration = self._calibration(recipe.lowering)
+        key = self._artifact_key(backend, state, recipe.lowering, target, calibration)
+        cached = self.cache.folder("artifacts", key) is not None
+        if not cached and not backend.can_convert():
+            raise MissingExtraError(
+                f"Converting with the backend '{backend.name}' needs a package that is not installed.",
+                f"pip install 'edgekit[{backend.extra}]'",
+            )
+        folder = self.cache.make(
+            "artifacts",
+            key,
+            lambda staging: self._convert(backend, state, recipe.lowering, target, calibration, staging),
+        )
+        artifact = load_artifact(folder)
+        built = (
+            self._compared(artifact, target, cached, state) if verify else self._unverified(artifact, target, cached)
+        )
+        if built.host is not None:
+            require_parity(artifact, built.host.verification)
+        if recipe.budget is not None and "validation" in built.host_metrics:
+            check_budget(
+                recipe.budget,
+                dict(built.source_metrics["validation"]),
+                dict(built.host_metrics["validation"]),
+                f"{artifact.manifest.lowering.precision} on {backend.name}",
+                self.tools,
+            )
+        return built
+
+    def _convert(
+        self,
+        backend: Backend,
+        state: ModelState,
+        lowering: Lowering,
+        target: Target,
+        calibration: Path | None,
+        staging: Path,
+    ) -> None:
+        info = state.info
+        request = CompileRequest(
+            program=self._program(state),
+            name=self.project.name,
+            inputs=info.inputs,
+            outputs=info.outputs,
+            lowering=lowering,
+            target=target,
+            source=self.source_label,
+            source_digest=info.digest,
+            history=info.history,
+            calibration=calibration,
+        )
+        artifact = convert(backend.name, request, staging, self.progress, self.timeout_seconds)
+        build = artifact.build
+        if build is not None:
+            compressed = sum(len(zlib.compress((staging / f.path).read_bytes(), 9)) for f in artifact.manifest.files)
+            write_atomic(staging / BUILD, schema.to_json(replace(build, download_bytes=compressed)))
+
+    @property
+    def source_label(self) -> str:
+        """The source as people know it: relative to the project where it lies in it."""
+        path = Path(self.project.source)
+        root = self.project.root
+        return str(path.relative_to(root)) if path.is_absolute() and path.is_relative_to(root) else self.project.source
+
+    def _program(self, state: ModelState) -> Path:
+        """The program on disk, for the conversion's child process."""
+        name = f"program.{state.info.format}"
+
+        def fill(staging: Path) -> None:
+            with self.progress.step("exporting the program"):
+                state.live().program.save(staging / name)
+
+        return self.cache.make("models", sha256_text(f"program:{state.info.digest}"), fill) / name
+
+    def _calibration(self, lowering: Lowering) -> Path | None:
+        if lowering.quantize is None or not lowering.quantize.scheme.startswith("static"):
+            return None
+        if self.data is None or self.data.split("calibration") is None:
+            lacking = "the project has no task" if self.data is None else "the task's calibration split is empty"
+            raise ConfigError(
+                f"The scheme {lowering.quantize.scheme} needs calibration examples, and {lacking}.",
+                "In edgekit.yaml: task: task.py:NAME, with examples('calibration') yielding batches of inputs.",
+            )
+        return self.data.folder / "calibration"
+
+    def _artifact_key(
+        self, backend: Backend, state: ModelState, lowering: Lowering, target: Target, calibration: Path | None
+    ) -> str:
+        parts = {
+            "edgekit": edgekit.__version__,
+            "code": sha256_text(code_of(backend)),
+            "backend": backend.name,
+            "name": self.project.name,
+            "source": self.source_label,
+            "model": schema.to_plain(state.info),
+            "lowering": schema.to_plain(lowering),
+            "target": schema.to_plain(target),
+            "calibration": self.data.key("calibration") if calibration and self.data else None,
+            "toolchain": backend.toolchain_versions(),
+        }
+        return sha256_text(schema.canonical_json(parts).decode())
+
+    def _golden(self) -> InputFiles:
+        def examples() -> Mapping[str, Array]:
+            return self.source.live().example_inputs
+
+        return golden_inputs(self.source.info.inputs, examples, self.source.info.digest, self.data, self.cache)
+
+    def _sets(self) -> tuple[InputFiles, ...]:
+        splits: tuple[Split, ...] = tuple(s for s in SPLITS if s in ("validation", "test"))
+        found = [split_inputs(self.data, split) for split in splits] if self.data is not None else []
+        return (self._golden(), *(s for s in found if s is not None))
+
+    def _unverified(self, artifact: Artifact, target: Target, cached: bool) -> Built:
+        self.progress.warn("Not verified: nobody has checked that this artifact computes what the model computes.")
+        return Built(artifact, target, cached, self._sets(), None, {}, {}, {}, self.data)
+
+    def _compared(self, artifact: Artifact, target: Target, cached: bool, state: ModelState) -> Built:
+        sets = self._sets()
+
+        def outputs_of(model: ModelState) -> dict[str, dict[str, Path]]:
+            return {
+                s.name: reference_outputs(model.info.digest, model.live, s, self.cache, self.progress) for s in sets
+            }
+
+        references = outputs_of(state)
+        host = run_on_host(artifact, target, sets, references, self.cache, self.progress)
+        splits = [s.name for s in sets if s.name != "golden"]
+        data = self.data
+        return Built(
+            artifact=artifact,
+            target=target,
+            cached=cached,
+            sets=sets,
+            host=host,
+            source_outputs=outputs_of(self.source),
+            source_metrics={split: metrics_of(self.source, self.tools, split) for split in splits},
+            host_metrics={split: data.score(host.outputs[split], split) for split in splits if data is not None},
+            data=data,
+        )
+
+
+def choose_backend(target: Target, name: str | None) -> Backend:
+    """The backend asked for, else the target's first that edgekit has.
+
+    Raises:
+        ConfigError: The target does not run that backend's artifacts.
+        UnsupportedModelError: None of the target's backends is built yet.
+    """
+    if name is not None:
+        backend = backends.create(name)
+        if name not in target.backends:
+            raise ConfigError(
+                f"The target '{target.name}' does not run {name} artifacts; it runs {', '.join(target.backends)}.",
+                f"--backend {target.backends[0]}",
+            )
+        return backend
+    for candidate in target.backends:
+        if candidate in backends:
+            return backends.create(candidate)
+    raise UnsupportedModelError(
+        f"The target '{target.name}' needs the backend {' or '.join(target.backends)}, which this edgekit does not have"
+        " yet.",
+        "edgekit targets",
+    )

@@ -1,0 +1,86 @@
+"""Deploy: the artifact of a target goes to its devices, becomes current there, and is measured."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+
+from edgekit.core.device import LOCAL, Device, choose_devices
+from edgekit.core.errors import ConfigError, EdgekitError
+from edgekit.core.progress import Progress
+from edgekit.core.result import Result
+from edgekit.core.target import Target
+from edgekit.flow.build import Built
+from edgekit.flow.measure import Settings, new_run, visit
+from edgekit.flow.store import Store
+from edgekit.flow.verify import local_device
+
+_SAME_ARCH = {"AMD64": "x86_64", "arm64": "aarch64"}
+
+
+def devices_for(
+    target: Target, known: Mapping[str, Device], name: str | None = None, every: bool = False
+) -> list[Device]:
+    """The units that a target's artifact goes to.
+
+    Args:
+        target: The class of device.
+        known: The units in `devices.yaml`.
+        name: The unit asked for; `local` is this machine.
+        every: Whether all units of the target are asked for.
+
+    Raises:
+        ConfigError: None fits; says how to add one, or which to choose from.
+    """
+    local = LOCAL in target.transports
+    if name == LOCAL or (name is None and local and not any(d.target == target.name for d in known.values())):
+        if not local:
+            raise ConfigError(
+                f"This machine cannot stand in for a {target.name}.",
+                f"Add a device of target '{target.name}' to devices.yaml: edgekit devices --help",
+            )
+        arch = _SAME_ARCH.get(platform.machine(), platform.machine())
+        if arch != target.cpu.arch:
+            raise ConfigError(
+                f"This machine is {arch}; the target '{target.name}' is {target.cpu.arch}.", "edgekit targets"
+            )
+        return [local_device(target)]
+    return choose_devices(known, target.name, name, every)
+
+
+def deploy(
+    built: Built,
+    devices: Sequence[Device],
+    settings: Settings,
+    store: Store,
+    progress: Progress,
+    *,
+    run: str | None = None,
+    command: str = "",
+    release: bool = True,
+    tags: tuple[str, ...] = (),
+) -> list[Result]:
+    """Deploy to each device in turn, measure, and store each result as soon as it is there.
+
+    A device that fails does not keep the others from their turn; its error is raised at the end.
+
+    Raises:
+        EdgekitError: The first error of a device.
+    """
+    run = run or new_run()
+    results: list[Result] = []
+    failures: list[EdgekitError] = []
+    for device in devices:
+        try:
+            result = visit(built, device, settings, progress, run=run, command=command, release=release, tags=tags)
+        except EdgekitError as error:
+            if len(devices) == 1:
+                raise
+            progress.warn(f"{device.name}: {error.message}")
+            failures.append(error)
+            continue
+        store.add(result)
+        results.append(result)
+    if failures:
+        raise failures[0]
+    return results

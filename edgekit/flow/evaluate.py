@@ -1,0 +1,141 @@
+"""Outputs of a model in its own framework, kept on disk: what every artifact is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit.core.files import sha256_text
+from edgekit.core.model import Model, TensorSpec
+from edgekit.core.progress import Progress
+from edgekit.core.task import Split
+from edgekit.flow.cache import Cache
+from edgekit.flow.data import DataSet
+
+if TYPE_CHECKING:
+    from edgekit.core.task import Array
+
+GOLDEN_EXAMPLES = 8
+
+
+@dataclass(frozen=True)
+class InputFiles:
+    """A set of inputs on disk.
+
+    Attributes:
+        name: `golden`, or the split's name.
+        files: One `.npy` an input.
+        key: Identity of their contents.
+    """
+
+    name: str
+    files: Mapping[str, Path]
+    key: str
+
+
+def run_batches(model: Model, inputs: Mapping[str, Array], progress: Progress) -> dict[str, Array]:
+    """The model's outputs for any number of examples, in its own framework.
+
+    Args:
+        model: The model; its inputs have a fixed batch size.
+        inputs: Arrays by input name, shape (N, …).
+        progress: Told how many examples are done.
+
+    Returns:
+        Arrays by output name, shape (N, …).
+    """
+    import numpy as np
+
+    batch = model.inputs[0].batch_size
+    count = len(next(iter(inputs.values())))
+    collected: dict[str, list[Array]] = {spec.name: [] for spec in model.outputs}
+    with progress.step(f"running {model.name} in its own framework", total=count) as step:
+        for start in range(0, count, batch):
+            real = min(batch, count - start)
+            chunk = {}
+            for spec in model.inputs:
+                part = np.asarray(inputs[spec.name][start : start + real])
+                if real < batch:
+                    # The last batch is filled up with its last example; the outputs of the copies are dropped.
+                    part = np.concatenate([part, np.repeat(part[-1:], batch - real, axis=0)])
+                chunk[spec.name] = np.ascontiguousarray(part)
+            for name, value in model.program.run(chunk).items():
+                collected[name].append(np.array(value[:real]))
+            step.advance(real)
+    return {name: np.concatenate(parts, axis=0) for name, parts in collected.items()}
+
+
+def reference_outputs(
+    digest: str, model: Callable[[], Model], inputs: InputFiles, cache: Cache, progress: Progress
+) -> dict[str, Path]:
+    """Files with the outputs of the model of that digest; the model is made only where they are not known yet."""
+    import numpy as np
+
+    def fill(staging: Path) -> None:
+        arrays = {name: np.load(path, mmap_mode="r") for name, path in inputs.files.items()}
+        for name, value in run_batches(model(), arrays, progress).items():
+            np.save(staging / f"{name}.npy", value)
+
+    folder = cache.make("outputs", sha256_text(f"{digest}:{inputs.key}"), fill)
+    return {path.stem: path for path in sorted(folder.glob("*.npy"))}
+
+
+def split_inputs(data: DataSet, split: str) -> InputFiles | None:
+    """The inputs of a split, or None where it is empty."""
+    return InputFiles(split, data.inputs(split), data.key(split)) if data.split(split) else None
+
+
+def golden_inputs(
+    specs: tuple[TensorSpec, ...],
+    examples: Callable[[], Mapping[str, Array]],
+    key: str,
+    data: DataSet | None,
+    cache: Cache,
+) -> InputFiles:
+    """A few inputs that travel with an artifact: the first of the validation split, else made up from the examples.
+
+    Args:
+        specs: The model's inputs.
+        examples: The model's example inputs.
+        key: The model's digest.
+        data: The task's data, where there is a task.
+        cache: Where the files are kept.
+    """
+    import numpy as np
+
+    split: Split | None = None
+    if data is not None:
+        split = next((s for s in ("validation", "test", "calibration") if data.split(s)), None)
+    origin = data.key(split) if data is not None and split is not None else f"examples of {key}"
+
+    def fill(staging: Path) -> None:
+        for spec in specs:
+            if data is not None and split is not None:
+                value = np.load(data.inputs(split)[spec.name], mmap_mode="r")[:GOLDEN_EXAMPLES]
+            else:
+                value = _made_up(spec, examples()[spec.name])
+            np.save(staging / f"{spec.name}.npy", value)
+
+    golden_key = sha256_text(f"golden:{GOLDEN_EXAMPLES}:{origin}")
+    folder = cache.make("outputs", golden_key, fill)
+    return InputFiles("golden", {spec.name: folder / f"{spec.name}.npy" for spec in specs}, golden_key)
+
+
+def _made_up(spec: TensorSpec, example: Array) -> Array:
+    """The example itself and seeded random values between its extremes, or in the declared range."""
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    low, high = spec.value_range or (float(np.min(example)), float(np.max(example)))
+    if low == high:
+        low, high = (low - 1.0, high + 1.0) if example.dtype.kind == "f" else (low, high)
+    count = max(GOLDEN_EXAMPLES - len(example), 0)
+    shape = (count, *example.shape[1:])
+    values: Array
+    if example.dtype.kind == "f":
+        values = generator.uniform(low, high, shape)
+    else:
+        values = generator.integers(int(low), int(high) + 1, shape)
+    return np.concatenate([example, values.astype(example.dtype)])

@@ -1,0 +1,59 @@
+"""Export: an artifact's folder outside the cache, with what a later stage needs beside it.
+
+- `<out>/manifest.json`, `build.json`, `model.tflite`, …: the artifact
+- `<out>/verification.json`: how close its outputs are to the model's
+- `<out>/golden/inputs/*.npy`, `golden/expected/*.npy`: a few inputs, and what the artifact gave for them on the host
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from edgekit.core import schema
+from edgekit.core.artifact import load_artifact
+from edgekit.core.files import sha256_text, staged_directory
+from edgekit.core.target import load_target
+from edgekit.flow.build import Built
+from edgekit.flow.evaluate import InputFiles
+from edgekit.flow.verify import HostRun, Verification
+
+VERIFICATION = "verification.json"
+GOLDEN = "golden"
+
+
+def export_artifact(built: Built, out: Path) -> Path:
+    """Copy an artifact to `out`, whole or not at all; replaces one that is there."""
+    with staged_directory(out) as staging:
+        shutil.copytree(built.artifact.path, staging, dirs_exist_ok=True)
+        if built.host is not None:
+            (staging / VERIFICATION).write_text(schema.to_json(built.host.verification))
+            golden = next(s for s in built.sets if s.name == GOLDEN)
+            for kind, files in (("inputs", golden.files), ("expected", built.host.outputs[GOLDEN])):
+                folder = staging / GOLDEN / kind
+                folder.mkdir(parents=True)
+                for name, path in files.items():
+                    shutil.copyfile(path, folder / f"{name}.npy")
+    return out
+
+
+def open_artifact(path: Path, project_root: Path | None = None) -> Built:
+    """An exported artifact, ready to be deployed or measured.
+
+    Raises:
+        ConfigError: It is not an artifact.
+        VerificationError: A file is not what the manifest says.
+    """
+    artifact = load_artifact(path)
+    artifact.verify_files()
+    target = load_target(artifact.manifest.target, project_root)
+    folder = artifact.path / GOLDEN
+    sets: tuple[InputFiles, ...] = ()
+    host = None
+    if (folder / "inputs").is_dir():
+        inputs = {file.stem: file for file in sorted((folder / "inputs").glob("*.npy"))}
+        sets = (InputFiles(GOLDEN, inputs, sha256_text(f"golden of {artifact.digest}")),)
+        expected = {file.stem: file for file in sorted((folder / "expected").glob("*.npy"))}
+        verification = schema.convert(Verification, schema.load_json(artifact.path / VERIFICATION))
+        host = HostRun(verification, {GOLDEN: expected})
+    return Built(artifact, target, True, sets, host, {}, {}, {}, None)

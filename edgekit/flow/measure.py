@@ -1,0 +1,239 @@
+"""Measure: what an artifact does on a device: latency, throughput, memory, and the task's metric there."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from edgekit.backends.base import registry as backends
+from edgekit.core import schema
+from edgekit.core.artifact import Parity
+from edgekit.core.device import LOCAL, Device
+from edgekit.core.errors import StableDeviceError, TransientDeviceError
+from edgekit.core.progress import Progress
+from edgekit.core.result import Accuracy, Conversion, Result
+from edgekit.core.run_output import RunOutput
+from edgekit.core.target import Target
+from edgekit.core.task import Split
+from edgekit.core.workload import Workload
+from edgekit.flow.build import Built
+from edgekit.flow.verify import agreement
+from edgekit.runners.base import HealthCheck, Job
+from edgekit.runners.base import registry as runners
+from edgekit.transports.base import Transport, connect
+
+T = TypeVar("T")
+_ATTEMPTS = 3
+_REPORTED: Split = "test"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a device is measured.
+
+    Attributes:
+        threads: Threads of the runtime; None for the target's own number.
+        processes: Fresh processes that repeat the latency measurement.
+        warmup_runs: Inferences before timing starts.
+        min_runs: Timed inferences at least, in each process.
+        min_seconds: Timing goes on at least this long, in each process.
+        max_seconds: Timing stops after this long, in each process.
+        accuracy: Whether the task's test split is run on the device.
+    """
+
+    threads: int | None = None
+    processes: int = 3
+    warmup_runs: int = 5
+    min_runs: int = 30
+    min_seconds: float = 1.0
+    max_seconds: float = 10.0
+    accuracy: bool = True
+
+
+def visit(
+    built: Built,
+    device: Device,
+    settings: Settings,
+    progress: Progress,
+    *,
+    run: str,
+    release: bool,
+    command: str = "",
+    tags: tuple[str, ...] = (),
+) -> Result:
+    """One visit to one device: put the artifact there, check it, measure it; with `release` it becomes current.
+
+    A failure that may pass by itself is tried again, from the start of the visit; what the device has by then is not
+    sent again.
+
+    Raises:
+        TransientDeviceError: The device failed each time.
+        StableDeviceError: It will fail again.
+        VerificationError: The health check failed; the release before is still in force.
+    """
+    runner = _runner(built.target)
+    with tempfile.TemporaryDirectory(prefix="edgekit-outputs-") as work:
+        job = _job(built, device, settings, Path(work), release)
+
+        def attempt() -> RunOutput:
+            shutil.rmtree(work, ignore_errors=True)
+            with connect(device) as transport:
+                return _execute(runner, job, transport, progress)
+
+        with progress.step(f"running on {device.name}"):
+            output = _retried(attempt, device, progress)
+        return _result(built, device, runner, output, run, command, tags)
+
+
+def new_run() -> str:
+    """An identity for the results of one command: the time, then something random."""
+    now = dt.datetime.now(dt.UTC)
+    return f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+
+
+def _runner(target: Target) -> str:
+    for name in target.runners:
+        if name in runners:
+            return name
+    raise StableDeviceError(
+        f"Running on '{target.name}' needs the runner {' or '.join(target.runners)}, which this edgekit does not have"
+        " yet.",
+        "edgekit targets",
+    )
+
+
+def _execute(runner: str, job: Job, transport: Transport, progress: Progress) -> RunOutput:
+    return runners.create(runner).execute(job, transport, progress)
+
+
+def _retried(attempt: Callable[[], T], device: Device, progress: Progress) -> T:
+    for number in range(1, _ATTEMPTS):
+        try:
+            return attempt()
+        except TransientDeviceError as error:
+            pause = 0.5 * 4 ** (number - 1)
+            progress.warn(f"{device.name}: {error.message} Trying again in {pause:g} s ({number} of {_ATTEMPTS - 1}).")
+            time.sleep(pause)
+    return attempt()
+
+
+def _job(built: Built, device: Device, settings: Settings, outputs: Path, release: bool) -> Job:
+    artifact = built.artifact
+    backend = backends.create(artifact.manifest.backend)
+    threads = settings.threads or built.target.threads
+    sets = {s.name: s.files for s in built.sets}
+    workloads = [
+        Workload(
+            "latency",
+            "latency",
+            threads=threads,
+            inputs="golden",
+            warmup_runs=settings.warmup_runs,
+            min_runs=settings.min_runs,
+            min_seconds=settings.min_seconds,
+            max_seconds=settings.max_seconds,
+            processes=settings.processes,
+        )
+    ]
+    wanted = {"golden"}
+    if settings.accuracy and _REPORTED in sets:
+        workloads.append(Workload("outputs", _REPORTED, threads=threads, inputs=_REPORTED, timeout_seconds=3600))
+        wanted.add(_REPORTED)
+    health = None
+    if release and built.host is not None:
+        health = HealthCheck("golden", built.host.outputs["golden"])
+    return Job(
+        artifact=artifact,
+        plan=backend.run_plan(artifact.manifest, built.target, workloads),
+        outputs=outputs,
+        inputs={name: files for name, files in sets.items() if name in wanted},
+        release=release,
+        health=health,
+        keep_releases=built.target.limits.keep_releases,
+        host_runtime=device.name == LOCAL,
+    )
+
+
+def _result(
+    built: Built, device: Device, runner: str, output: RunOutput, run: str, command: str, tags: tuple[str, ...]
+) -> Result:
+    artifact = built.artifact
+    manifest = artifact.manifest
+    build = artifact.build
+    return Result(
+        schema_version=schema.SCHEMA_VERSION,
+        id=uuid.uuid4().hex,
+        run=run,
+        created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        model=manifest.name,
+        source=manifest.source,
+        backend=manifest.backend,
+        precision=manifest.lowering.precision,
+        target=built.target.name,
+        device=device.name,
+        transport=device.transport,
+        runner=runner,
+        emulated=device.emulated,
+        artifact_digest=artifact.digest,
+        artifact_bytes=artifact.bytes,
+        download_bytes=build.download_bytes if build else 0,
+        conversion=Conversion(build.seconds, build.peak_rss_mib, built.cached) if build else None,
+        history=manifest.history,
+        parity=_parity(built),
+        accuracy=_accuracy(built, output),
+        measurements=tuple(backends.create(manifest.backend).parse(output)),
+        released=output.released,
+        bytes_sent=output.bytes_sent,
+        seconds=output.seconds,
+        command=command,
+        tags=tags,
+    )
+
+
+def _parity(built: Built) -> tuple[Parity, ...]:
+    if built.host is None:
+        return ()
+    parity = built.host.verification.parity
+    return tuple(parity.get("validation") or parity.get("golden") or ())
+
+
+def _accuracy(built: Built, output: RunOutput) -> Accuracy | None:
+    data = built.data
+    index = data.split(_REPORTED) if data is not None else None
+    if data is None or index is None or _REPORTED not in built.source_metrics:
+        return None
+    files = output.outputs.get(_REPORTED, {})
+    device = data.score(files, _REPORTED) if files else {}
+    value = device.get(data.metric)
+    share = value is not None and 0 <= value <= 1
+    return Accuracy(
+        metric=data.metric,
+        direction=data.direction,
+        split=_REPORTED,
+        examples=index.examples,
+        source=built.source_metrics[_REPORTED],
+        host=built.host_metrics.get(_REPORTED, {}),
+        device=device,
+        agreement=_agreement(built.source_outputs.get(_REPORTED, {}), files),
+        standard_error=math.sqrt(value * (1 - value) / index.examples) if share and value is not None else None,
+    )
+
+
+def _agreement(reference: Mapping[str, Path], files: Mapping[str, Path]) -> dict[str, float]:
+    import numpy as np
+
+    found = {}
+    for name, path in reference.items():
+        if name in files:
+            share = agreement(np.load(path, mmap_mode="r"), np.load(files[name], mmap_mode="r"))
+            if share is not None:
+                found[name] = share
+    return found

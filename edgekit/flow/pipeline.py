@@ -1,0 +1,160 @@
+"""Passes in their declared order, each verified, scored and kept: Model → Model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgekit.core import schema
+from edgekit.core.errors import BudgetError
+from edgekit.core.extras import code_of, versions_of
+from edgekit.core.files import sha256_text
+from edgekit.core.model import Model, PassRecord
+from edgekit.core.progress import Progress
+from edgekit.flow.cache import Cache
+from edgekit.flow.checkpoint import WEIGHTS, replay, save_checkpoint
+from edgekit.flow.data import DataSet
+from edgekit.flow.evaluate import reference_outputs, split_inputs
+from edgekit.flow.recipe import Budget, Recipe
+from edgekit.flow.state import ModelInfo, ModelState, info_of
+from edgekit.frontends.base import SourceRequest
+from edgekit.passes.base import Pass, PassContext
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What every stage works with.
+
+    Attributes:
+        cache: Where results are kept.
+        progress: Where it tells what it does.
+        data: The task's data; None where there is no task.
+        request: How the source is made.
+    """
+
+    cache: Cache
+    progress: Progress
+    data: DataSet | None
+    request: SourceRequest
+
+
+def metrics_of(state: ModelState, tools: Tools, split: str = "validation") -> dict[str, float]:
+    """The task's metrics of a model in its own framework; empty where there is no task or the split is empty."""
+    data = tools.data
+    inputs = split_inputs(data, split) if data is not None else None
+    if data is None or inputs is None:
+        return {}
+    outputs = reference_outputs(state.info.digest, state.live, inputs, tools.cache, tools.progress)
+    return data.score(outputs, split)
+
+
+def compress(source: ModelState, recipe: Recipe, tools: Tools) -> ModelState:
+    """Run a recipe's passes; those whose result is kept already are not run again.
+
+    A run that is killed goes on, next time, after the last pass that finished.
+
+    Raises:
+        UnsupportedModelError: A pass cannot take the model.
+        PassError: A pass failed, or broke what it must keep.
+        BudgetError: A pass lost more of the metric than the budget allows.
+    """
+    state, key = source, source.info.digest
+    before = metrics_of(source, tools) if recipe.passes else {}
+    for step in recipe.passes:
+        key = _step_key(key, step, tools.data)
+        state = _run_or_reuse(state, source, step, key, tools)
+        if recipe.budget is not None and before:
+            check_budget(
+                recipe.budget, before, dict(state.info.history[-1].metrics_after), f"the pass '{step.name}'", tools
+            )
+    return state
+
+
+def check_budget(budget: Budget, before: dict[str, float], after: dict[str, float], who: str, tools: Tools) -> None:
+    """Judge a loss on the validation split.
+
+    Raises:
+        BudgetError: It is larger than the budget allows.
+    """
+    data = tools.data
+    metric = budget.metric or (data.metric if data else "")
+    if data is None or metric not in before or metric not in after:
+        return
+    sign = 1.0 if data.direction == "larger" else -1.0
+    drop, allowed = sign * (before[metric] - after[metric]), budget.allowed_drop(before[metric])
+    # Scores are means of a few hundred examples: a rounding error must not decide.
+    if drop > allowed + 1e-9:
+        raise BudgetError(
+            f"{who} takes {metric} from {before[metric]:.4g} to {after[metric]:.4g} on the validation split; the budget"
+            f" allows a drop of {allowed:.4g}.",
+            "Raise budget.max_drop in the recipe, or use a milder one.",
+        )
+
+
+def _step_key(key: str, step: Pass, data: DataSet | None) -> str:
+    parts = {
+        "after": key,
+        "pass": step.name,
+        "options": schema.to_plain(step.options),
+        "code": code_of(step),
+        "data": [data.reference, data.folder.name] if data else None,
+        "torch": versions_of(("torch",)),
+    }
+    return sha256_text(schema.canonical_json(parts).decode())
+
+
+def _run_or_reuse(state: ModelState, source: ModelState, step: Pass, key: str, tools: Tools) -> ModelState:
+    folder = tools.cache.folder("models", key)
+    info = tools.cache.record("models", key, ModelInfo)
+    if folder is not None and info is not None:
+        return ModelState(info, _rebuilder(source, info, folder))
+    made = _run(state, step, key, tools)
+
+    def fill(staging: Path) -> None:
+        save_checkpoint(made, tools.request, staging)
+
+    tools.cache.make("models", key, fill)
+    tools.cache.put_record("models", key, info_of(made))
+    result = ModelState(info_of(made), lambda: made)
+    result.live()
+    return result
+
+
+def _rebuilder(source: ModelState, info: ModelInfo, folder: Path) -> Callable[[], Model]:
+    def rebuild() -> Model:
+        import copy
+
+        original = source.live()
+        # Replaying changes the module in place; the source has to stay what it is.
+        program = original.program.with_module(copy.deepcopy(original.program.module))  # type: ignore[attr-defined]
+        return replay(replace(original, program=program), info.history, folder / WEIGHTS)
+
+    return rebuild
+
+
+def _run(state: ModelState, step: Pass, key: str, tools: Tools) -> Model:
+    model = state.live()
+    step.requires(model)
+    before = metrics_of(state, tools)
+    work = tools.cache.root / "work" / key
+    work.mkdir(parents=True, exist_ok=True)
+    with tools.progress.step(f"pass {step.name}"):
+        task = tools.data.task if tools.data else None
+        result = step.apply(model, task, PassContext(work, progress=tools.progress))
+    step.ensures(model, result.model)
+    after = metrics_of(ModelState(info_of(result.model), lambda: result.model), tools) if result.modified else before
+    record = PassRecord(
+        name=step.name,
+        options=schema.to_plain(step.options),
+        modified=result.modified,
+        notes=result.notes,
+        structure=result.structure,
+        metrics_before=before,
+        metrics_after=after,
+        parameters_before=model.program.parameter_count(),
+        parameters_after=result.model.program.parameter_count(),
+    )
+    if not result.modified:
+        tools.progress.warn(f"The pass '{step.name}' changed nothing: {'; '.join(result.notes)}.")
+    return replace(result.model, history=(*model.history, record))

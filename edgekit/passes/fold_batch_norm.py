@@ -1,0 +1,150 @@
+"""Fold batch normalization into the layer before it.
+
+In evaluation mode a batch norm is an affine map per channel, so a convolution or linear layer whose only reader is a
+batch norm can carry it in its own weights (Jacob et al., "Quantization and Training of Neural Networks for Efficient
+Integer-Arithmetic-Only Inference", CVPR 2018, section 3.2)::
+
+    before   conv ──▶ batch_norm ──▶ relu
+    after    conv' ──────────────▶ relu       W' = W·γ/σ,  b' = (b − μ)·γ/σ + β
+
+Converters fold too, each in its own way; doing it here gives every backend, and every later pass, the same weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from edgekit.core.extras import require
+from edgekit.core.model import Model
+from edgekit.core.program import TORCH_EXTRA, TorchProgram
+from edgekit.core.task import Task
+from edgekit.passes.base import NoOptions, Pass, PassContext, PassResult
+
+_FOLDABLE = {
+    "aten.conv1d.default",
+    "aten.conv2d.default",
+    "aten.conv3d.default",
+    "aten.conv1d.padding",
+    "aten.conv2d.padding",
+    "aten.conv3d.padding",
+    "aten.conv_transpose1d.default",
+    "aten.conv_transpose2d.input",
+    "aten.conv_transpose3d.input",
+    "aten.linear.default",
+}
+
+
+class FoldBatchNorm(Pass):
+    """Folds each batch norm into the convolution or linear layer that alone feeds it."""
+
+    summary: ClassVar[str] = "fold batch normalization into the layer before it"
+    Options: ClassVar[type[Any]] = NoOptions
+    before: ClassVar[tuple[str, ...]] = ("quantize_aware",)
+
+    def apply(self, model: Model, task: Task | None, context: PassContext) -> PassResult:
+        """See `Pass.apply`."""
+        program = model.program
+        assert isinstance(program, TorchProgram)  # noqa: S101 - `requires` has checked; this tells the type checker
+        pairs, skipped = _pairs(program)
+        if not pairs:
+            return PassResult(model, modified=False, notes=("there is no batch norm to fold", *skipped))
+        module = copy.deepcopy(program.module)
+        _fold(module, pairs, weights=True)
+        folded = program.with_module(module.eval())
+        notes = (f"{len(pairs)} batch norms folded", *skipped)
+        return PassResult(
+            replace(model, program=folded, digest=folded.digest()),
+            modified=True,
+            notes=notes,
+            structure={"pairs": [list(pair) for pair in pairs]},
+        )
+
+    def replay(self, module: Any, structure: Mapping[str, Any]) -> Any:
+        """See `Pass.replay`."""
+        _fold(module, [(layer, norm) for layer, norm in structure["pairs"]], weights=False)
+        return module
+
+
+def _pairs(program: TorchProgram) -> tuple[list[tuple[str, str]], list[str]]:
+    """Module paths of (layer, batch norm) that can be folded, and a note for each batch norm that cannot."""
+    nodes = list(program.exported.graph.nodes)
+    calls = Counter(path for node in nodes if node.op == "call_function" and (path := _module_path(node)))
+    modules = dict(program.module.named_modules())
+    pairs, skipped = [], []
+    for node in nodes:
+        if node.op != "call_function" or str(node.target) != "aten.batch_norm.default":
+            continue
+        norm, source = _module_path(node), node.args[0]
+        layer = _module_path(source) if source.op == "call_function" else ""
+        reason = ""
+        if not norm or not hasattr(modules.get(norm), "running_mean") or modules[norm].running_mean is None:
+            reason = "it is not a module with running statistics"
+        elif str(getattr(source, "target", "")) not in _FOLDABLE or not hasattr(modules.get(layer), "weight"):
+            reason = "what feeds it is neither a convolution nor a linear layer"
+        elif len(source.users) > 1:
+            reason = f"something else reads the output of '{layer}' too"
+        elif calls[layer] > 1 or calls[norm] > 1:
+            reason = "a module of the pair is used more than once"
+        elif str(source.target) == "aten.linear.default" and source.meta["val"].dim() != 2:
+            reason = "its channels are not the linear layer's outputs"
+        elif getattr(modules[layer], "transposed", False) and modules[layer].groups > 1:
+            reason = "its layer is a grouped transposed convolution"
+        elif _is_shared(program.module, modules[layer]):
+            reason = f"the weights of '{layer}' are shared with another layer"
+        if reason:
+            skipped.append(f"{norm or node.name} stays: {reason}")
+        else:
+            pairs.append((layer, norm))
+    return pairs, skipped
+
+
+def _module_path(node: Any) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed(stack.values()))[0] if stack else ""
+    return str(path).removeprefix("inner").removeprefix(".")
+
+
+def _is_shared(root: Any, layer: Any) -> bool:
+    owners = [m for m in root.modules() if any(p is layer.weight for p in m.parameters(recurse=False))]
+    return len(owners) > 1
+
+
+def _fold(root: Any, pairs: Sequence[tuple[str, str]], *, weights: bool) -> None:
+    """Put the folded structure in place; with `weights` also its values, else they are loaded afterwards."""
+    torch = require("torch", TORCH_EXTRA, "the pass fold_batch_norm")
+    for layer_path, norm_path in pairs:
+        layer, norm = root.get_submodule(layer_path), root.get_submodule(norm_path)
+        if layer.bias is None:
+            channels = norm.running_mean.shape[0]
+            layer.register_parameter("bias", torch.nn.Parameter(torch.zeros(channels, dtype=layer.weight.dtype)))
+        if weights:
+            with torch.no_grad():
+                scale, shift = _affine(norm)
+                layer.weight.copy_(layer.weight * scale.reshape(_weight_shape(layer, torch)))
+                layer.bias.copy_(layer.bias * scale + shift)
+        parent, _, name = norm_path.rpartition(".")
+        setattr(root.get_submodule(parent) if parent else root, name, torch.nn.Identity())
+
+
+def _affine(norm: Any) -> tuple[Any, Any]:
+    """The batch norm as a scale and a shift per channel."""
+    sigma = (norm.running_var + norm.eps).sqrt()
+    gamma = norm.weight if norm.weight is not None else 1.0
+    beta = norm.bias if norm.bias is not None else 0.0
+    scale = gamma / sigma
+    return scale, beta - norm.running_mean * scale
+
+
+def _weight_shape(layer: Any, torch: Any) -> list[int]:
+    """The shape in which a scale per output channel multiplies the layer's weight.
+
+    A transposed convolution keeps (in, out / groups, …): its output channels are the second axis (one group: `_pairs` takes no other).
+    """
+    dimensions = layer.weight.dim()
+    if isinstance(layer, torch.nn.modules.conv._ConvTransposeNd):
+        return [1, -1] + [1] * (dimensions - 2)
+    return [-1] + [1] * (dimensions - 1)

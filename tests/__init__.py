@@ -1,0 +1,1 @@
+"""The tests; a package, so that helpers in it are imported by one name wherever pytest is started."""

@@ -1,0 +1,1 @@
+"""Devices for tests: real servers on the loopback interface."""
