@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.core.places import project_dir
+from edgekit.core.places import results_at
 from edgekit.core.progress import Progress, Silent
 from edgekit.core.target import load_target
 
@@ -157,5 +157,5 @@ def _visit(
     chosen = load_target(target, project.root)
     devices = devices_for(chosen, project.devices(), device, every)
     built: Built = Builder(project, shown).build(chosen, backend)
-    with Store.open(project_dir(project.root) / "results.sqlite") as store:
+    with Store.open(results_at(project.root)) as store:
         return deploy_to(built, devices, settings or MeasureSettings(), store, shown, release=release)

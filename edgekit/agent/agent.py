@@ -29,6 +29,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 PARENT = os.getppid()
 VERSION = 1
 MAX_REQUEST_BYTES = 16 << 20
+KIND = re.compile("latency|outputs")
 DRIVER = re.compile(r"device_[a-z0-9_]{1,64}\.py")
 Json = dict[str, Any]
 
@@ -177,6 +178,7 @@ class Run:
             raise AgentError("request", f"this agent has no driver '{request['driver']}'")
         for workload in self.workloads:
             word(workload, "name")
+            word(workload, "kind", KIND)
             for key in ("threads", "warmup_runs", "min_runs", "max_runs", "processes"):
                 field(workload, key, int)
             for key in ("min_seconds", "max_seconds", "timeout_seconds"):
@@ -324,7 +326,7 @@ def answer(data: bytes) -> Json:
     except OSError as error:
         kind, message, detail = "internal", str(error), {}
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            kind = "disk-full"
+            kind, message = "disk-full", f"the device's disk is full ({error})"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             kind = "permission"
     except MemoryError:

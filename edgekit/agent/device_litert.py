@@ -20,6 +20,8 @@ class Driver:
         options: `signature`: which one, where the file has several; `xnnpack`: false for the built-in kernels.
     """
 
+    OPTIONS = ("signature", "xnnpack")
+
     def __init__(self, path: str, threads: int, bindings: dict[str, str], options: dict[str, Any]) -> None:
         self._module, self._distribution = _interpreter_module()
         self._path, self._threads, self._bindings, self._options = path, threads, bindings, options

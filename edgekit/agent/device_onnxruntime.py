@@ -27,6 +27,8 @@ class Driver:
         options: `optimization`: `all` (default), `basic` or `none`.
     """
 
+    OPTIONS = ("optimization",)
+
     def __init__(self, path: str, threads: int, bindings: dict[str, str], options: dict[str, Any]) -> None:
         # From 1.30 on its Linux wheels send usage data and keep a device id in the home folder unless told not to.
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"

@@ -29,6 +29,8 @@ class Driver:
             `properties`: any other property of the runtime.
     """
 
+    OPTIONS = ("device", "precision", "properties")
+
     def __init__(self, path: str, threads: int, bindings: dict[str, str], options: dict[str, Any]) -> None:
         # An import that fails makes OpenVINO take its own silent stub: nothing is sent and no file is written at home.
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None is how an import is blocked

@@ -345,7 +345,12 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     """Do one task and measure the memory of it."""
 
     def construct() -> Any:
-        return load_file(task["driver"]).Driver(task["path"], task["threads"], task["bindings"], task["options"])
+        kind = load_file(task["driver"]).Driver
+        unknown = sorted(set(task["options"]) - set(kind.OPTIONS))
+        if unknown:
+            file, known = os.path.basename(task["driver"]), ", ".join(kind.OPTIONS) or "none"
+            raise TaskError("request", f"{file} has no option '{unknown[0]}'; it has: {known}")
+        return kind(task["path"], task["threads"], task["bindings"], task["options"])
 
     driver, init_ms = staged("runtime", construct)
     baseline = status_mib("VmRSS")

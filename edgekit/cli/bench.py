@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
     @verb(app, "bench", example="edgekit bench build/digits/linux-x86-litert-float32 --device local")
     def bench(
         screen: Screen,
-        artifacts: Annotated[list[Path], typer.Argument(help="Folders that `edgekit compile` wrote.")],
+        artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT", help="Folders that `edgekit compile` wrote.")],
         device: options.DeviceName = None,
         threads: options.Threads = None,
         processes: options.Processes = 3,

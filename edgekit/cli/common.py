@@ -11,6 +11,7 @@ import inspect
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -76,11 +77,9 @@ def _guarded(function: Callable[..., int | None], screen: Any, options: dict[str
         sys.stdout.flush()
         return code
     except EdgekitError as error:
-        screen.fail(error)
-        if debug:
-            raise
+        _tell(screen, error, debug)
         return error.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         screen.interrupted()
         return INTERRUPTED
     except BrokenPipeError:
@@ -88,20 +87,22 @@ def _guarded(function: Callable[..., int | None], screen: Any, options: dict[str
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        screen.fail(EdgekitError(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"))
-        if debug:
-            raise
+        _tell(screen, EdgekitError(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"), debug)
         return INTERNAL
     except Exception as error:
-        screen.fail(
-            EdgekitError(
-                f"edgekit itself failed: {type(error).__name__}: {error}",
-                "Please report this, with the output of the same command and --debug.",
-            )
+        internal = EdgekitError(
+            f"edgekit itself failed: {type(error).__name__}: {error}",
+            "Please report this, with the output of the same command and --debug.",
         )
-        if debug:
-            raise
+        _tell(screen, internal, debug)
         return INTERNAL
+
+
+def _tell(screen: Any, error: EdgekitError, debug: bool) -> None:
+    screen.fail(error)
+    if debug:
+        # Printed, not raised: the exit code stays what it is without --debug.
+        traceback.print_exc()
 
 
 def _set_logging(verbose: bool) -> None:

@@ -13,7 +13,7 @@ from edgekit.cli.screen import Screen
 if TYPE_CHECKING:
     from edgekit.core.device import Device
 
-Name = Annotated[str, typer.Argument(help="The unit's name in devices.yaml, or local.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The unit's name in devices.yaml, or local.")]
 
 
 def register(app: typer.Typer) -> None:

@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
     @verb(app, "init", example="edgekit init mymodel && cd mymodel && edgekit deploy --target linux-x86")
     def init(
         screen: Screen,
-        folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Made where it does not exist.")] = Path(),
+        folder: Annotated[Path, typer.Argument(metavar="DIR", help="Made where it does not exist.")] = Path(),
     ) -> None:
         """Write a small working project: edgekit.yaml, model.py, task.py, and what they need."""
         from edgekit.core.errors import ConfigError

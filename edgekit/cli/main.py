@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import signal
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -40,7 +41,15 @@ for _module in (init, doctor, targets, devices, compress, compile, verify, deplo
 
 def main() -> None:
     """The `edgekit` command."""
-    app()
+    # A build server that cancels a job, and a terminal that closes, leave no conversion and no run on a device behind.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end)
+    app(prog_name="edgekit")
+
+
+def _end(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Source = Annotated[
     str | None,
     typer.Argument(
-        metavar="[SOURCE]", help="model.py:build, net.pt2, net.onnx or a checkpoint; edgekit.yaml's by default."
+        metavar="SOURCE", help="model.py:build, net.pt2, net.onnx or a checkpoint; edgekit.yaml's by default."
     ),
 ]
 Name = Annotated[str | None, typer.Option("--name", help="The model's name on devices and in results.")]
@@ -76,11 +76,11 @@ def builder_of(project: Project, screen: Screen, timeout: float, no_cache: bool)
 
 
 def store_of(root: Path) -> Store:
-    """The project's results."""
-    from edgekit.core.places import project_dir
+    """The results: where `EDGEKIT_RESULTS` says (a file or a database's URL), else in the project."""
+    from edgekit.core.places import results_at
     from edgekit.flow.store import Store
 
-    return Store.open(project_dir(root) / "results.sqlite")
+    return Store.open(results_at(root))
 
 
 def settings_of(

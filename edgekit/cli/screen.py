@@ -25,15 +25,13 @@ class Screen:
     """
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
-        from rich.console import Console
-
         self.as_json = as_json
         self.quiet = quiet
         self.verbose = verbose
         # Piped output is read by programs and pasted into issues: no wrapping at 80 columns there.
         width = None if sys.stdout.isatty() else 120
-        self.out = Console(width=width, highlight=False, soft_wrap=not sys.stdout.isatty())
-        self.err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+        self.out = _console(width=width, highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.err = _console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
         self._live: Any = None
 
     def answer(self, document: Any, *renderables: Any) -> None:
@@ -67,6 +65,9 @@ class Screen:
 
     def interrupted(self) -> None:
         """Say that the person stopped it."""
+        if self.as_json:
+            failure = {"type": "Interrupted", "message": "Interrupted; nothing is left half-written.", "hint": ""}
+            self.answer({"schema_version": 1, "error": failure, "exit_code": 130})
         self.err.print("\ninterrupted; nothing is left half-written", markup=False)
 
     @contextlib.contextmanager
@@ -112,6 +113,20 @@ class Screen:
                 yield live
             finally:
                 self._live = None
+
+
+def _console(**options: Any) -> Any:
+    """A console that outlives its reader: rich's own ends the program where a pipe is closed."""
+    from rich.console import Console
+
+    class Piped(Console):
+        def on_broken_pipe(self) -> None:
+            if not self.stderr:
+                raise BrokenPipeError
+            # Nobody reads the progress any more; the work goes on.
+            self.quiet = True
+
+    return Piped(**options)
 
 
 class _Line:

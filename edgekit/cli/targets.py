@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
     @verb(app, "targets", example="edgekit targets\nedgekit targets rpi4\nedgekit targets --json")
     def targets(
-        screen: Screen, name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show one in full.")] = None
+        screen: Screen, name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show one in full.")] = None
     ) -> None:
         """List the targets, or explain one."""
         from edgekit.core.target import find_targets, load_target, read_target

@@ -31,3 +31,8 @@ def config_dir() -> Path:
 def project_dir(root: Path) -> Path:
     """The folder, inside a project, of what belongs to it: results, logs."""
     return root / f".{APP}"
+
+
+def results_at(root: Path) -> str | Path:
+    """The store of results: `EDGEKIT_RESULTS` (a file or a database's URL), else a file in the project."""
+    return os.environ.get("EDGEKIT_RESULTS") or project_dir(root) / "results.sqlite"

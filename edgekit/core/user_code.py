@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
+import os
+import site
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +19,41 @@ from typing import Any
 from edgekit.core.errors import ConfigError, EdgekitError, unknown_name
 
 
+_imported: set[str] = set()
+"""Names of the person's modules that `fresh_modules` has seen come in."""
+
+
+@functools.cache
+def library_prefixes() -> tuple[str, ...]:
+    """Folders of installed libraries, Python's own and edgekit, each ending in a separator."""
+    paths = {sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")}
+    ours = str(Path(__file__).resolve().parent.parent)
+    # Not sys.base_prefix: that is /usr where the system's Python is used, and people have projects below it.
+    found = {*paths, *site.getsitepackages(), site.getusersitepackages(), ours}
+    return tuple(sorted(path.rstrip(os.sep) + os.sep for path in found if path))
+
+
+@contextmanager
+def fresh_modules() -> Iterator[None]:
+    """Run the block as a new process would: what the person's files and their helpers import, they import anew.
+
+    Otherwise a file that was edited, or that reads weights while it is imported, would go on giving what it gave first.
+    Modules that the block does not import again are put back afterwards.
+    """
+    aside = {name: module for name in _imported if (module := sys.modules.pop(name, None)) is not None}
+    before = set(sys.modules)
+    try:
+        yield
+    finally:
+        _imported.update(name for name in sys.modules.keys() - before if _is_users_module(sys.modules[name]))
+        for name, module in aside.items():
+            sys.modules.setdefault(name, module)
+
+
 def load_module(path: Path) -> ModuleType:
     """Import a Python file of the person's project, with its folder on the import path, as `python FILE` has it.
 
-    A file is imported once a process.
+    A file is imported once a process, but for what `fresh_modules` says.
 
     Raises:
         ConfigError: It is missing, or raises while it is imported; names the line.
@@ -87,5 +122,11 @@ def _deepest_user_line(error: BaseException) -> str:
 
 
 def _is_users(filename: str) -> bool:
-    ours = str(Path(__file__).resolve().parent.parent)
-    return not (filename.startswith((ours, "<", sys.base_prefix)) or "site-packages" in filename)
+    return not filename.startswith((*library_prefixes(), "<"))
+
+
+def _is_users_module(module: object) -> bool:
+    # A package without __init__.py has a path and no file.
+    places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+    found = [place for place in places if isinstance(place, str)]
+    return bool(found) and all(_is_users(place) for place in found)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import edgekit
+from edgekit._version import __version__
 from edgekit.backends.base import Backend, CompileRequest
 from edgekit.backends.base import registry as backends
 from edgekit.core import schema
@@ -216,7 +216,7 @@ class Builder:
         self, backend: Backend, state: ModelState, lowering: Lowering, target: Target, calibration: Path | None
     ) -> str:
         parts = {
-            "edgekit": edgekit.__version__,
+            "edgekit": __version__,
             "code": sha256_text(code_of(backend)),
             "backend": backend.name,
             "name": self.project.name,

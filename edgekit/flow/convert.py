@@ -35,6 +35,8 @@ _QUIET = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    # The programs that children read are ours, but a cache may be shared: nothing in them is unpickled.
+    "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONUNBUFFERED": "1",

@@ -35,13 +35,14 @@ class InputFiles:
     key: str
 
 
-def run_batches(model: Model, inputs: Mapping[str, Array], progress: Progress) -> dict[str, Array]:
+def run_batches(model: Model, inputs: Mapping[str, Array], progress: Progress, what: str = "") -> dict[str, Array]:
     """The model's outputs for any number of examples, in its own framework.
 
     Args:
         model: The model; its inputs have a fixed batch size.
         inputs: Arrays by input name, shape (N, …).
         progress: Told how many examples are done.
+        what: What the examples are, for people.
 
     Returns:
         Arrays by output name, shape (N, …).
@@ -51,7 +52,7 @@ def run_batches(model: Model, inputs: Mapping[str, Array], progress: Progress) -
     batch = model.inputs[0].batch_size
     count = len(next(iter(inputs.values())))
     collected: dict[str, list[Array]] = {spec.name: [] for spec in model.outputs}
-    with progress.step(f"running {model.name} in its own framework", total=count) as step:
+    with progress.step(f"{model.name} in its own framework{f': {what}' if what else ''}", total=count) as step:
         for start in range(0, count, batch):
             real = min(batch, count - start)
             chunk = {}
@@ -75,7 +76,7 @@ def reference_outputs(
 
     def fill(staging: Path) -> None:
         arrays = {name: np.load(path, mmap_mode="r") for name, path in inputs.files.items()}
-        for name, value in run_batches(model(), arrays, progress).items():
+        for name, value in run_batches(model(), arrays, progress, inputs.name).items():
             np.save(staging / f"{name}.npy", value)
 
     folder = cache.make("outputs", sha256_text(f"{digest}:{inputs.key}"), fill)

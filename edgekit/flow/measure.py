@@ -88,8 +88,7 @@ def visit(
             with connect(device) as transport:
                 return _execute(runner, job, transport, progress)
 
-        with progress.step(f"running on {device.name}"):
-            output = _retried(attempt, device, progress)
+        output = _retried(attempt, device, progress)
         return _result(built, device, runner, output, run, command, tags)
 
 
@@ -159,6 +158,7 @@ def _job(built: Built, device: Device, settings: Settings, outputs: Path, releas
         health=health,
         keep_releases=built.target.limits.keep_releases,
         host_runtime=device.name == LOCAL,
+        arch=None if device.name == LOCAL else built.target.cpu.arch,
     )
 
 

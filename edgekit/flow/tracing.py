@@ -12,19 +12,21 @@ import functools
 import hashlib
 import os
 import sys
-import sysconfig
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgekit.core.extras import version_of
+from edgekit.core.extras import is_installed, version_of
 from edgekit.core.files import sha256_file, sha256_text
+from edgekit.core.user_code import library_prefixes
 
 WEIGHT_SUFFIXES = frozenset(
     {".bin", ".ckpt", ".h5", ".keras", ".npy", ".npz", ".onnx", ".pkl", ".pt", ".pt2", ".pth", ".safetensors", ".data"}
 )
+_NAMED_SUFFIXES = WEIGHT_SUFFIXES | {".py", ".json"}
+_SYSTEM = ("/proc/", "/dev/", "/sys/")
 _MAX_NEIGHBOURS = 2000
 _LIBRARY_SUFFIXES = frozenset({".py", ".pyc", ".so", ".pth", ".dylib", ""})
 
@@ -35,12 +37,14 @@ class Dependencies:
 
     Attributes:
         files: SHA-256 by path; the empty string for a file that was not there.
-        folders: Hash of the names in a folder, by path.
+        folders: Hash of the names in a folder that the code listed, by path.
+        neighbours: Hash of the paths of weights and code in and below the source's folder, by the folder's path.
         distributions: Versions of installed distributions that were imported.
     """
 
     files: Mapping[str, str] = field(default_factory=dict)
     folders: Mapping[str, str] = field(default_factory=dict)
+    neighbours: Mapping[str, str] = field(default_factory=dict)
     distributions: Mapping[str, str] = field(default_factory=dict)
 
     def unchanged(self) -> bool:
@@ -48,6 +52,7 @@ class Dependencies:
         return (
             all(version_of(name) == version for name, version in self.distributions.items())
             and all(_names_hash(Path(path)) == names for path, names in self.folders.items())
+            and all(_neighbours_hash(Path(path)) == names for path, names in self.neighbours.items())
             and all(_file_hash(Path(path)) == digest for path, digest in self.files.items())
         )
 
@@ -55,7 +60,7 @@ class Dependencies:
         """One hash of it all."""
         parts = [
             f"{kind}:{key}={value}"
-            for kind in ("files", "folders", "distributions")
+            for kind in ("files", "folders", "neighbours", "distributions")
             for key, value in sorted(getattr(self, kind).items())
         ]
         return sha256_text("\n".join(parts))
@@ -105,7 +110,7 @@ def tracing(beside: Path, ignore: Path | None = None) -> Iterator[list[Dependenc
     _install_hook()
     recorder = _Recorder()
     found: list[Dependencies] = []
-    with _watch_safetensors(recorder):
+    with _watch_safetensors():
         _active.append(recorder)
         try:
             yield found
@@ -116,53 +121,64 @@ def tracing(beside: Path, ignore: Path | None = None) -> Iterator[list[Dependenc
     found.append(_dependencies(recorder, beside))
 
 
-@contextmanager
-def _watch_safetensors(recorder: _Recorder) -> Iterator[None]:
-    """Record the files that safetensors opens: its reader is native code, which no audit event tells of."""
-    modules = [
-        sys.modules[name] for name in ("safetensors", "safetensors.torch", "safetensors.numpy") if name in sys.modules
-    ]
-    if not modules:
-        yield
-        return
-    original = modules[0].safe_open
-
+def _watched_safe_open(original: Any) -> Any:
+    @functools.wraps(original, updated=())
     def recording(filename: Any, *args: Any, **keywords: Any) -> Any:
-        recorder.files.add(str(filename))
+        for recorder in _active:
+            recorder.files.add(os.fsdecode(filename))
         return original(filename, *args, **keywords)
 
-    for module in modules:
-        if hasattr(module, "safe_open"):
-            module.safe_open = recording  # type: ignore[attr-defined]  # a module's attribute, set on purpose
+    return recording
+
+
+@contextmanager
+def _watch_safetensors() -> Iterator[None]:
+    """Record the files that safetensors opens: its reader is native code, which no audit event tells of."""
+    if not is_installed("safetensors"):
+        yield
+        return
+    # Imported here so that the person's code, which mostly imports it within the block, gets the watched reader.
+    import safetensors
+
+    original = safetensors.safe_open
+    watched = _watched_safe_open(original)
+
+    def put(old: Any, new: Any) -> None:
+        for name in ("safetensors", "safetensors.torch", "safetensors.numpy"):
+            module = sys.modules.get(name)
+            if module is not None and getattr(module, "safe_open", None) is old:
+                module.safe_open = new  # type: ignore[attr-defined]  # a module's attribute, set on purpose
+
+    put(original, watched)
     try:
         yield
     finally:
-        for module in modules:
-            if hasattr(module, "safe_open"):
-                module.safe_open = original  # type: ignore[attr-defined]
+        put(watched, original)
 
 
 def _dependencies(recorder: _Recorder, beside: Path) -> Dependencies:
-    prefixes = _library_prefixes()
+    prefixes = library_prefixes()
     files: dict[str, str] = {}
     for name in sorted(recorder.files | {str(beside)} | _user_modules(prefixes)):
         path = Path(name).absolute()
         if not _counts(path, prefixes):
             continue
         files[str(path)] = _file_hash(path)
-    for path in neighbours(beside.absolute().parent):
-        files.setdefault(str(path), _file_hash(path))
-    # A weight file that appears beside the source later changes the names, and so the trace.
-    folders = {str(beside.absolute().parent): _names_hash(beside.absolute().parent)}
+    home = beside.absolute().parent
+    for path in neighbours(home):
+        if path.suffix in WEIGHT_SUFFIXES:
+            files.setdefault(str(path), _file_hash(path))
+    folders = {}
     for name in sorted(recorder.folders):
         path = Path(name).absolute()
-        if path.is_dir() and not str(path).startswith(prefixes) and not _is_hidden(path):
+        if path.is_dir() and not str(path).startswith((*prefixes, *_SYSTEM)) and not _is_hidden(path):
             folders[str(path)] = _names_hash(path)
-    return Dependencies(files, folders, _imported_distributions())
+    # A weight file that appears beside the source later changes the names, and so the trace.
+    return Dependencies(files, folders, {str(home): _neighbours_hash(home)}, _imported_distributions())
 
 
 def neighbours(folder: Path) -> list[Path]:
-    """The files in `folder` and its subfolders that look like weights, but for hidden, build and cache folders."""
+    """The files in `folder` and its subfolders that look like weights or code, but for hidden, build and cache folders."""
     found: list[Path] = []
     pending = [folder]
     while pending and len(found) < _MAX_NEIGHBOURS:
@@ -176,7 +192,7 @@ def neighbours(folder: Path) -> list[Path]:
                 continue
             if entry.is_dir() and not entry.is_symlink() and len(pending) < _MAX_NEIGHBOURS:
                 pending.append(entry)
-            elif entry.suffix in WEIGHT_SUFFIXES and entry.is_file():
+            elif entry.suffix in _NAMED_SUFFIXES and entry.is_file():
                 found.append(entry)
     return found
 
@@ -184,7 +200,7 @@ def neighbours(folder: Path) -> list[Path]:
 def _counts(path: Path, prefixes: tuple[str, ...]) -> bool:
     """Whether a file that was opened belongs to a trace: data and the person's code do, libraries' code does not."""
     text = str(path)
-    if text.startswith(("/proc/", "/dev/", "/sys/")) or path.is_dir():
+    if text.startswith(_SYSTEM) or path.is_dir():
         return False
     if text.startswith(prefixes):
         return path.suffix not in _LIBRARY_SUFFIXES and path.suffix in WEIGHT_SUFFIXES | {".json"} and path.is_file()
@@ -204,18 +220,17 @@ def _file_hash(path: Path) -> str:
 
 
 def _names_hash(folder: Path) -> str:
-    """Hash of the names of what looks like weights or code in a folder; other files come and go without meaning."""
+    """Hash of the names in a folder, but for hidden ones and caches: those come and go without meaning."""
     try:
-        names = sorted(p.name for p in folder.iterdir() if p.suffix in WEIGHT_SUFFIXES or p.suffix in (".py", ".json"))
+        names = sorted(p.name for p in folder.iterdir() if not p.name.startswith((".", "__pycache__")))
     except OSError:
         return ""
     return hashlib.sha256("\0".join(names).encode()).hexdigest()
 
 
-def _library_prefixes() -> tuple[str, ...]:
-    paths = {sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")}
-    ours = str(Path(__file__).resolve().parent.parent)
-    return tuple(sorted({*(p for p in paths if p), sys.base_prefix, ours}))
+def _neighbours_hash(folder: Path) -> str:
+    names = sorted(path.relative_to(folder).as_posix() for path in neighbours(folder))
+    return sha256_text("\0".join(names))
 
 
 def _user_modules(prefixes: tuple[str, ...]) -> set[str]:

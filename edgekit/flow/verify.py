@@ -245,7 +245,7 @@ def _execute(
         inputs={s.name: s.files for s in sets},
         host_runtime=True,
     )
-    with progress.step(f"running the {backend.name} artifact here"), connect(local_device(target)) as transport:
+    with connect(local_device(target)) as transport:
         return runners.create("agent").execute(job, transport, progress)
 
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgekit.core.errors import ConfigError, UnsupportedModelError
@@ -12,6 +18,9 @@ from edgekit.frontends.base import Frontend, SourceRequest, input_specs, output_
 
 if TYPE_CHECKING:
     from edgekit.core.task import Array
+
+
+_PICKLED_PREFIXES = ("custom_obj_", "opaque_obj_")
 
 
 class ExportedProgram(Frontend):
@@ -26,8 +35,10 @@ class ExportedProgram(Frontend):
         torch = require("torch", TORCH_EXTRA, f"the source {request.source}")
         if not request.path.is_file():
             raise ConfigError(f"There is no file '{request.path}'.")
+        _refuse_pickled_objects(request.path)
         try:
-            exported = torch.export.load(request.path)
+            with _weights_only():
+                exported = torch.export.load(request.path)
         except Exception as error:
             raise ConfigError(
                 f"'{request.path.name}' is not a program that torch.export.save of this or an earlier torch wrote:"
@@ -50,6 +61,49 @@ class ExportedProgram(Frontend):
         )
         program = ExportedProgramOnly(flat, tuple(examples), tuple(spec.name for spec in specs))
         return Model(request.name, program, inputs, specs, examples, program.digest(), request.source)
+
+
+@contextlib.contextmanager
+def _weights_only() -> Iterator[None]:
+    """Keep torch from unpickling anything but tensors: its reader of `.pt2` files falls back to plain pickle."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _refuse_pickled_objects(path: Path) -> None:
+    """Refuse a program that carries objects which only pickle can restore; the switch above does not cover those.
+
+    Raises:
+        ConfigError: It is no archive.
+        UnsupportedModelError: It carries such an object.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            configs = [name for name in archive.namelist() if name.endswith("_config.json")]
+            described = [json.loads(archive.read(name)) for name in configs]
+            names = [name.rpartition("/")[2] for name in archive.namelist()]
+    except (zipfile.BadZipFile, ValueError, KeyError, OSError) as error:
+        raise ConfigError(
+            f"'{path.name}' is not a program that torch.export.save wrote: {first_line(error)}",
+            "Save it anew: torch.export.save(torch.export.export(module, args), 'net.pt2')",
+        ) from error
+    for config in described:
+        entries = config.get("config", config) if isinstance(config, dict) else {}
+        names += [str(entry.get("path_name", "")) for entry in entries.values() if isinstance(entry, dict)]
+    pickled = [name for name in names if name.startswith(_PICKLED_PREFIXES)]
+    if pickled:
+        raise UnsupportedModelError(
+            f"'{path.name}' holds the pickled object '{pickled[0]}'; unpickling runs whatever its author put there.",
+            "Export a module without custom script objects, or use its factory: model.py:build",
+        )
 
 
 def _example_tensors(exported: Any, request: SourceRequest) -> dict[str, Any]:

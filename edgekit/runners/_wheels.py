@@ -28,7 +28,8 @@ _LEGACY = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}
 _GLIBC = re.compile(r"glibc (\d+)\.(\d+)")
 _PYTHON = re.compile(r"3\.(\d+)(\.|$)")
 _WHEEL = re.compile(
-    r"(?P<name>[A-Za-z0-9_.]+)-(?P<version>[^-]+)(-\d[^-]*)?-(?P<python>[^-]+)-(?P<abi>[^-]+)-(?P<platform>[^-]+)\.whl"
+    r"(?P<name>[A-Za-z0-9_.]+)-(?P<version>[^-\s/]+)(-\d[^-\s/]*)?"
+    r"-(?P<python>[^-\s/]+)-(?P<abi>[^-\s/]+)-(?P<platform>[^-\s/]+)\.whl"
 )
 _UNREACHABLE = re.compile(r"NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|ProxyError|Max retries")
 

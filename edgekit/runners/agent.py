@@ -145,6 +145,7 @@ class _Execution:
         begin = time.monotonic()
         with self.progress.step(f"looking at {self.device.name}"):
             seen = self.visit.inspect(sorted(self.blobs), self.job.artifact.manifest.name)
+        self._require_arch(seen.facts)
         begin = self._timed("inspect", begin)
         wheels = self._choose(seen)
         self._push(seen, wheels)
@@ -169,6 +170,15 @@ class _Execution:
         now = time.monotonic()
         self.seconds[step] = now - begin
         return now
+
+    def _require_arch(self, facts: wire.Facts) -> None:
+        wanted, found = self.job.arch, facts.get("arch")
+        if wanted is not None and found != wanted:
+            name, target = self.device.name, self.device.target
+            raise StableDeviceError(
+                f"'{name}' is {wire.printable(str(found), 40)}, but its target '{target}' is {wanted}: nothing was sent.",
+                f"Correct `target:` of '{name}' in devices.yaml; edgekit devices probe {name} shows what it is.",
+            )
 
     def _choose(self, seen: wire.Inspected) -> _wheels.WheelSet | None:
         """The runtime's wheels; None where the interpreter there has the runtime itself."""

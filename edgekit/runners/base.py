@@ -49,6 +49,8 @@ class Job:
         host_runtime: Whether the runtime of the interpreter that runs the agent is used, instead of wheels of our own;
             only where the device is this very machine.
         outputs: Folder on the host where the outputs are put.
+        arch: The instruction set that the artifact's target has; a device with another one is refused before anything
+            of the job is sent. None where any will do.
     """
 
     artifact: Artifact
@@ -59,6 +61,7 @@ class Job:
     health: HealthCheck | None = None
     keep_releases: int = 2
     host_runtime: bool = False
+    arch: str | None = None
 
 
 @dataclass(frozen=True)

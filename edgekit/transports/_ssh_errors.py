@@ -74,7 +74,9 @@ def explain(error: BaseException, hop: Hop, doing: str) -> DeviceError:
         return TransientDeviceError(
             f"{capitalized(hop)} cannot be reached: {error.strerror}.", f"Is it on, and in this network? Then: {probe}"
         )
-    detail = f" ({error})" if isinstance(error, paramiko.SSHException) and str(error) else ""
+    text = str(error).rstrip(": ") if isinstance(error, paramiko.SSHException) else ""
+    # That one says the same again.
+    detail = f" ({text})" if text and text != "Server connection dropped" else ""
     return TransientDeviceError(f"The connection to {hop} was lost while {doing}{detail}.", probe)
 
 

@@ -36,3 +36,14 @@ def make_sshd(tmp_path: Path, login_key: LoginKey) -> Iterator[Callable[..., Ssh
 def sshd(make_sshd: Callable[..., Sshd]) -> Sshd:
     """A private server with an empty home folder of its own, `sshd.home`; `sshd.device()` is a Device for it."""
     return make_sshd()
+
+
+@pytest.fixture
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home for edgekit's own side: keys and configuration of whoever runs the tests take no part."""
+    home = tmp_path / "operator"
+    (home / ".ssh").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("EDGEKIT_CONFIG_DIR", str(home / "edgekit"))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    return home

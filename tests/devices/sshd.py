@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,16 @@ def make_key(path: Path, passphrase: str = "", kind: str = "ed25519") -> LoginKe
         ["ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-C", "edgekit-test", "-f", str(path)], check=True
     )
     return LoginKey(path)
+
+
+def eventually(condition: Callable[[], object], seconds: float = 20.0) -> bool:
+    """Whether a condition comes to hold within some time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
 
 
 class Sshd:

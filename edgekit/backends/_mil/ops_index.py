@@ -51,8 +51,8 @@ def slice_by_size(_torch: Any, args: Args) -> Any:
     """`size` values from `begin` on along each axis; -1 is all that follow."""
     x = args.tensor("x")
     for axis, (begin, size) in enumerate(zip(args.ints("begin"), args.ints("size"), strict=True)):
-        begin = begin + x.shape[axis] if begin < 0 else begin
-        x = x.narrow(axis, begin, x.shape[axis] - begin if size == -1 else size)
+        start = begin + x.shape[axis] if begin < 0 else begin
+        x = x.narrow(axis, start, x.shape[axis] - start if size == -1 else size)
     return x
 
 

@@ -31,7 +31,7 @@ class Direction:
 
 
 def directions(parameters: Sequence[Array], layers: int, per_layer: int, biased: bool) -> list[list[Direction]]:
-    """torch's flat list of parameters, by layer and direction.
+    """The flat list of parameters that torch has, by layer and direction.
 
     Raises:
         UnsupportedModelError: There are more or fewer of them than the layer has (projections, for one).

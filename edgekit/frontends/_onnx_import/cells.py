@@ -14,7 +14,14 @@ Cell = Callable[[Value, Value, Value], tuple[Value, Value]]
 """Input, hidden state and cell state of a step; the new states."""
 
 _DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
-_WITH_ALPHA = {"leakyrelu": 0.01, "elu": 1.0, "thresholdedrelu": 1.0, "hardsigmoid": 0.2, "affine": 1.0, "scaledtanh": 1.0}
+_WITH_ALPHA = {
+    "leakyrelu": 0.01,
+    "elu": 1.0,
+    "thresholdedrelu": 1.0,
+    "hardsigmoid": 0.2,
+    "affine": 1.0,
+    "scaledtanh": 1.0,
+}
 _WITH_BETA = {"hardsigmoid": 0.5, "affine": 0.0, "scaledtanh": 1.0}
 
 

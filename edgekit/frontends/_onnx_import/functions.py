@@ -17,9 +17,7 @@ def exists(domain: str, op_type: str, opset: int) -> bool:
     return schema is not None and bool(schema.has_function or schema.has_context_dependent_function)
 
 
-def body(
-    node: Any, domain: str, opset: int, attributes: Mapping[str, Any], operands: tuple[Value, ...]
-) -> Any | None:
+def body(node: Any, domain: str, opset: int, attributes: Mapping[str, Any], operands: tuple[Value, ...]) -> Any | None:
     """The function body that the ONNX standard gives for a node, or None."""
     schema = _schema(domain, node.op_type, opset)
     if schema is None:

@@ -110,4 +110,4 @@ def _kernel(distance: Any, cubic: float | None) -> Any:
         return np.maximum(0.0, 1.0 - t)
     near = (cubic + 2) * t**3 - (cubic + 3) * t**2 + 1
     far = cubic * t**3 - 5 * cubic * t**2 + 8 * cubic * t - 4 * cubic
-    return np.where(t <= 1, near, np.where(t < 2, far, 0.0))  # noqa: PLR2004  # the kernel's two pieces
+    return np.where(t <= 1, near, np.where(t < 2, far, 0.0))  # the kernel's two pieces

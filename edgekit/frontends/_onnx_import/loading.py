@@ -69,7 +69,7 @@ def _not_onnx(path: Path) -> ConfigError:
 
 
 def _check_versions(onnx: Any, path: Path, model: Any) -> None:
-    newest_ir = max(onnx.IR_VERSION, max(row[1] for row in onnx.helper.VERSION_TABLE))
+    newest_ir = max(onnx.IR_VERSION, *(row[1] for row in onnx.helper.VERSION_TABLE))
     if model.ir_version > newest_ir:
         raise UnsupportedModelError(
             f"{path} is written in ONNX IR version {model.ir_version}; the installed onnx {onnx.__version__} reads up to"

@@ -18,9 +18,7 @@ from edgekit.frontends._onnx_import.translate import Frame, Translator, opsets_o
 OLDEST_OPSET = 13
 
 
-def translate_model(
-    model: Any, shapes: Mapping[str, tuple[int, ...]], constants: Mapping[str, Any]
-) -> Imported:
+def translate_model(model: Any, shapes: Mapping[str, tuple[int, ...]], constants: Mapping[str, Any]) -> Imported:
     """See `import_onnx`."""
     model = _modern(model)
     builder, translator, results, inputs = _walk(model, shapes, constants)
@@ -39,9 +37,7 @@ def translate_model(
     )
 
 
-def needed_constants(
-    model: Any, shapes: Mapping[str, tuple[int, ...]], constants: Mapping[str, Any]
-) -> frozenset[str]:
+def needed_constants(model: Any, shapes: Mapping[str, tuple[int, ...]], constants: Mapping[str, Any]) -> frozenset[str]:
     """See `inputs_needed_constant`."""
     _, translator, _, _ = _walk(_modern(model), shapes, constants)
     return frozenset(translator.needed)
@@ -56,7 +52,9 @@ def _walk(model: Any, shapes: Mapping[str, tuple[int, ...]], constants: Mapping[
     _check_names([info.name for info in inputs], shapes, constants)
     if graph.sparse_initializer:
         names = ", ".join(tensor.values.name for tensor in graph.sparse_initializer)
-        raise UnsupportedModelError(f"This ONNX model keeps weights as sparse tensors, which edgekit cannot read: {names}.")
+        raise UnsupportedModelError(
+            f"This ONNX model keeps weights as sparse tensors, which edgekit cannot read: {names}."
+        )
     placeholders = {}
     for info in inputs:
         if info.name in constants:

@@ -105,7 +105,15 @@ class Translator:
             torch._subclasses.fake_tensor.DataDependentOutputException,
         ):
             outputs = self._refuse(node, domain, opset, label, _DATA_DEPENDENT)
-        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            IndexError,
+            KeyError,
+            AttributeError,
+            NotImplementedError,
+        ) as error:
             # torch refuses what its kernels cannot do; the node that asked for it is what the person needs to know.
             outputs = self._refuse(node, domain, opset, label, f"torch says: {first_line(error)}")
         for output, value in zip(node.output, outputs, strict=False):
@@ -151,7 +159,9 @@ class Translator:
         body = functions.body(node, domain, opset, attributes, operands)
         if body is None:
             raise Refused(_UNKNOWN)
-        return self._function(body, functions.with_defaults(node, domain, opset, attributes), operands, node.output, label)
+        return self._function(
+            body, functions.with_defaults(node, domain, opset, attributes), operands, node.output, label
+        )
 
     def _attributes(self, node: Any, frame: Frame) -> dict[str, Any]:
         result = {}

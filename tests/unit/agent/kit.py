@@ -15,11 +15,13 @@ import numpy as np
 AGENT = Path(__file__).resolve().parents[3] / "edgekit" / "agent"
 
 # The model is a file with one number; y = x · number. `options` make it misbehave.
-DRIVER = '''
+DRIVER = """
 import os, signal, time
 import numpy as np
 
 class Driver:
+    OPTIONS = ("batch", "errno", "import", "memory", "note", "refuse", "signal", "sleep")
+
     def __init__(self, path, threads, bindings, options):
         self.path, self.options = path, options
         if options.get("import"):
@@ -55,7 +57,7 @@ class Driver:
 
     def facts(self):
         return {"runtime": "test", "runtime_version": "1", "threads": 1}
-'''
+"""
 
 
 class DeviceFolder:

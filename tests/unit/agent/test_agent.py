@@ -256,6 +256,7 @@ def test_no_worker_outlives_the_agent_or_its_host(device, tmp_path, end):
         {"inputs": {"golden": {"x": "../../etc/passwd"}}},
         {"workloads": [workload(name="../out")]},
         {"workloads": [workload(processes=True)]},
+        {"workloads": [workload("health")]},
         {"runtime": {"kind": "wheels", "digest": "..", "wheels": []}},
         {"runtime": {"kind": "none"}},
         {"command": "erase"},

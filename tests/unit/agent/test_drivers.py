@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,11 +64,16 @@ def test_a_runtime_writes_nothing_to_the_home_folder(task, tmp_path):
     assert not list((tmp_path / "home").rglob("*"))
 
 
-def test_a_file_that_is_no_model_is_an_error_of_the_model_or_a_crash(task, tmp_path):
-    with open(task["path"], "wb") as stream:
-        stream.write(b"not a model")
+def test_a_file_that_is_no_model_is_an_error_of_the_model(task, tmp_path):
+    Path(task["path"]).write_bytes(b"not a model")
     answer, _ = work(task, tmp_path / "home")
     assert answer["error"]["kind"] == "model"
+
+
+def test_an_unknown_option_is_named_with_those_there_are(task, tmp_path):
+    answer, _ = work(task | {"options": {"presicion": "f16"}}, tmp_path / "home")
+    assert answer["error"]["kind"] == "request"
+    assert "has no option 'presicion'; it has: " in answer["error"]["message"]
 
 
 def test_an_input_of_another_type_is_named(task, tmp_path):

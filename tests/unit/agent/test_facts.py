@@ -43,7 +43,12 @@ def test_a_raspberry_pi_is_read_whole(tmp_path):
     found = facts.read(**tree(tmp_path, RASPBERRY_PI_4))
     assert found["cpu_model"] == "Cortex-A72"
     assert (found["cores"], found["ram_mib"], found["ram_available_mib"]) == (4, 3793.3, 3267.2)
-    assert (found["governor"], found["freq_mhz"], found["temp_c"], found["throttled"]) == ("ondemand", 1800.0, 48.3, True)
+    assert (found["governor"], found["freq_mhz"], found["temp_c"], found["throttled"]) == (
+        "ondemand",
+        1800.0,
+        48.3,
+        True,
+    )
     assert found["machine_model"] == "Raspberry Pi 4 Model B Rev 1.4"
     assert found["os"] == "Debian GNU/Linux 12 (bookworm)"
     assert (found["load_1min"], found["uptime_s"], found["battery_pct"]) == (0.52, 351735.47, None)
@@ -63,7 +68,17 @@ def test_an_earlier_throttling_is_not_a_present_one(tmp_path):
 
 def test_what_a_device_does_not_tell_is_none(tmp_path):
     found = facts.read(**tree(tmp_path, {}))
-    unknown = ("cpu_model", "ram_mib", "governor", "freq_mhz", "temp_c", "throttled", "os", "load_1min", "machine_model")
+    unknown = (
+        "cpu_model",
+        "ram_mib",
+        "governor",
+        "freq_mhz",
+        "temp_c",
+        "throttled",
+        "os",
+        "load_1min",
+        "machine_model",
+    )
     assert {key: found[key] for key in unknown} == dict.fromkeys(unknown)
 
 

@@ -48,7 +48,7 @@ def hard_swish(call: Call, x: Value) -> Value:
 def hard_sigmoid(call: Call, x: Value) -> Value:
     """A line, clipped to 0 … 1."""
     alpha, beta = call.attr("alpha", 0.2), call.attr("beta", 0.5)
-    if abs(alpha - 1 / 6) < 1e-6 and beta == 0.5:  # noqa: PLR2004  # torch's own
+    if abs(alpha - 1 / 6) < 1e-6 and beta == 0.5:  # torch's own
         return F.hardsigmoid(x)
     return torch.clamp(x * alpha + beta, 0.0, 1.0)
 

@@ -7,18 +7,16 @@ from edgekit.frontends._onnx_import.errors import Declined
 from edgekit.frontends._onnx_import.libs import F, Value, torch
 from edgekit.frontends._onnx_import.registry import handles
 
-_OWN_ONLY = ("softcap", "qk_matmul_output_mode", "softmax_precision", "local_window_size")
+_TAKEN = {"q_num_heads", "kv_num_heads", "is_causal", "scale", "qk_matmul_output_mode"}
 _HEADS_APART = 4
 
 
 @handles("Attention", since=23)
-def attention(
-    call: Call, q: Value, k: Value, v: Value, mask: Value = None, *cache: Value
-) -> tuple[Value, ...]:
+def attention(call: Call, q: Value, k: Value, v: Value, mask: Value = None, *cache: Value) -> tuple[Value, ...]:
     """Scaled dot products; a cache, a cap, or looking at the scores is left to the function body."""
     if any(value is not None for value in cache) or any(call.wants(i) for i in (1, 2, 3)):
         raise Declined
-    if any(call.attr(name, 0) not in (0, 0.0, -1, (-1, -1)) for name in _OWN_ONLY if name in call.attributes):
+    if call.attributes.keys() - _TAKEN:
         raise Declined
     apart = q.ndim == _HEADS_APART
     if not apart:

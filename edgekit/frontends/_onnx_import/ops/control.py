@@ -43,9 +43,7 @@ refuse(
     "SplitToSequence",
 )
 for _domain in ("", "ai.onnx.preview.training"):
-    refuse(
-        "it trains; export the model for inference", "Adagrad", "Adam", "Gradient", "Momentum", domain=_domain
-    )
+    refuse("it trains; export the model for inference", "Adagrad", "Adam", "Gradient", "Momentum", domain=_domain)
 
 
 @handles("If")

@@ -99,9 +99,7 @@ def conv_transpose(call: Call, x: Value, weight: Value, bias: Value = None) -> V
     return F.pad(y, torch_pads(before, after)) if any((*before, *after)) else y
 
 
-def _transposed_window(
-    call: Call, sizes: Sequence[int], kernel: tuple[int, ...]
-) -> tuple[Window, tuple[int, ...]]:
+def _transposed_window(call: Call, sizes: Sequence[int], kernel: tuple[int, ...]) -> tuple[Window, tuple[int, ...]]:
     """The window of a transposed convolution, and its output padding."""
     spatial = len(kernel)
     strides = tuple(call.attr("strides", [1] * spatial))

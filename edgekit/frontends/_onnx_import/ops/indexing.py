@@ -169,9 +169,7 @@ def max_unpool(call: Call, x: Value, indices: Value, output_shape: Value = None)
     """Pooled values back at the places they came from."""
     kernel, spatial = call.attr("kernel_shape"), x.ndim - 2
     strides, pads = call.attr("strides", [1] * spatial), call.attr("pads", [0] * 2 * spatial)
-    inferred = [
-        (x.shape[i + 2] - 1) * strides[i] + kernel[i] - pads[i] - pads[i + spatial] for i in range(spatial)
-    ]
+    inferred = [(x.shape[i + 2] - 1) * strides[i] + kernel[i] - pads[i] - pads[i + spatial] for i in range(spatial)]
     shape = call.known_ints(2) or [x.shape[0], x.shape[1], *inferred]
     if math.prod(shape) < x.numel():
         raise Refused(f"its output shape {shape} is smaller than its input")

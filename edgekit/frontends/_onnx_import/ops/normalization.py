@@ -28,7 +28,11 @@ def batch_norm(call: Call, x: Value, scale: Value, bias: Value, mean: Value, var
     if call.attr("training_mode", 0):
         raise Refused("it is in training mode; export the model in evaluation mode")
     eps = call.attr("epsilon", 1e-5)
-    if is_known(scale, bias, mean, var) and x.ndim in _BATCH and {t.dtype for t in (scale, bias, mean, var)} == {x.dtype}:
+    if (
+        is_known(scale, bias, mean, var)
+        and x.ndim in _BATCH
+        and {t.dtype for t in (scale, bias, mean, var)} == {x.dtype}
+    ):
         module = _BATCH[x.ndim](x.shape[1], eps=eps, momentum=1 - call.attr("momentum", 0.9))
         module.running_mean, module.running_var = mean.clone(), var.clone()
         return call.module(_affine(module, scale, bias), x)

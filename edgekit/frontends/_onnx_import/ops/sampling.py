@@ -39,7 +39,7 @@ def _constant_pad(x: Value, before: list[int], after: list[int], fill: float) ->
     if not any((*before, *after)):
         return x
     pairs = [n for axis in reversed(range(x.ndim)) for n in (before[axis], after[axis])]
-    while len(pairs) > 2 and pairs[-2:] == [0, 0]:  # noqa: PLR2004  # one pair has to stay
+    while len(pairs) > 2 and pairs[-2:] == [0, 0]:  # one pair has to stay
         pairs = pairs[:-2]
     return F.pad(x, pairs, value=fill)
 
@@ -71,5 +71,3 @@ def grid_sample(call: Call, x: Value, grid: Value) -> Value:
 def affine_grid(call: Call, theta: Value, size: Value) -> Value:
     """The grid of an affine map."""
     return F.affine_grid(theta, call.known_ints(1), align_corners=bool(call.attr("align_corners", 0)))
-
-

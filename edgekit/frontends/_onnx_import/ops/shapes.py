@@ -110,9 +110,7 @@ def split(call: Call, x: Value, sizes_operand: Value = None) -> tuple[Value, ...
 
 
 @handles("Slice", since=10)
-def slice_(
-    call: Call, x: Value, starts: Value, ends: Value, axes: Value = None, steps: Value = None
-) -> Value:
+def slice_(call: Call, x: Value, starts: Value, ends: Value, axes: Value = None, steps: Value = None) -> Value:
     """A range of indices of some axes, with a step that may be negative."""
     first, last = call.known_ints(1) or [], call.known_ints(2) or []
     along = call.known_ints(3) or list(range(len(first)))
@@ -149,7 +147,9 @@ def range_(call: Call, start: Value, limit: Value, delta: Value) -> Value:
     first, last, step = (call.known(i).reshape(()).to(torch.float64).item() for i in range(3))
     count = max(math.ceil((last - first) / step), 0)
     places = torch.arange(count, dtype=torch.int64 if not start.is_floating_point() else torch.float64)
-    return (places * call.known(2).reshape(()).to(places.dtype) + call.known(0).reshape(()).to(places.dtype)).to(start.dtype)
+    return (places * call.known(2).reshape(()).to(places.dtype) + call.known(0).reshape(()).to(places.dtype)).to(
+        start.dtype
+    )
 
 
 @handles("DepthToSpace")
@@ -158,7 +158,7 @@ def depth_to_space(call: Call, x: Value) -> Value:
     block = call.attr("blocksize")
     if call.attr("mode", "DCR") == "CRD":
         return torch.pixel_shuffle(x, block)
-    batch, channels, height, width = x.shape
+    _, channels, height, width = x.shape
     x = x.reshape(-1, block, block, channels // block**2, height, width)
     x = torch.permute(x, (0, 3, 4, 1, 5, 2))
     return x.reshape(-1, channels // block**2, height * block, width * block)

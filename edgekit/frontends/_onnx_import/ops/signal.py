@@ -36,8 +36,8 @@ def transformed(x: Value, length: int, bins: int, inverse: bool) -> tuple[Value,
 @handles("DFT", since=17)
 def dft(call: Call, x: Value, length_operand: Value = None, axis_operand: Value = None) -> Value:
     """Discrete Fourier transform along an axis."""
-    default = 1 if call.opset < 20 else -2  # noqa: PLR2004  # the opset that moved the axis to an operand
-    axis = call.attr("axis", default) if call.opset < 20 else call.known_int(2)  # noqa: PLR2004
+    default = 1 if call.opset < 20 else -2  # the opset that moved the axis to an operand
+    axis = call.attr("axis", default) if call.opset < 20 else call.known_int(2)
     axis = axis_of(default if axis is None else axis, x.ndim)
     inverse, onesided = bool(call.attr("inverse", 0)), bool(call.attr("onesided", 0))
     length = call.known_int(1) or (2 * (x.shape[axis] - 1) if inverse and onesided else x.shape[axis])
@@ -66,16 +66,14 @@ def mel_weight_matrix(call: Call, *operands: Value) -> tuple[Value, ...]:
 
 
 @handles("STFT", since=17)
-def stft(
-    call: Call, signal: Value, step_operand: Value, window: Value = None, length_operand: Value = None
-) -> Value:
+def stft(call: Call, signal: Value, step_operand: Value, window: Value = None, length_operand: Value = None) -> Value:
     """Fourier transforms of overlapping frames: (batch, frames, bins, 2)."""
     step = call.known_int(1) or 1
     length = call.known_int(3) or (window.shape[0] if window is not None else signal.shape[1])
     onesided = bool(call.attr("onesided", 1))
     count = (signal.shape[1] - length) // step + 1
     places = (torch.arange(count) * step).reshape(-1, 1) + torch.arange(length)
-    parts = signal if signal.ndim > 2 else torch.unsqueeze(signal, -1)  # noqa: PLR2004  # (batch, samples)
+    parts = signal if signal.ndim > 2 else torch.unsqueeze(signal, -1)  # (batch, samples)
     frames = torch.index_select(parts, 1, places.reshape(-1))
     frames = frames.reshape((signal.shape[0], count, length, parts.shape[-1]))
     if window is not None:

@@ -1,0 +1,90 @@
+"""`make demo`: two real networks, compressed, converted, proven, deployed and measured on this machine.
+
+Every step is a command that you can type yourself; each is shown before it runs. Results are kept in demo/, and the
+report that ends it in report.html.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+DEMO = ROOT / "demo"
+REPORT = ROOT / "report.html"
+ARM = os.uname().machine in ("aarch64", "arm64")
+LITERT = "linux-arm64" if ARM else "linux-x86"
+OPENVINO = ("linux-arm64", "--backend", "openvino") if ARM else ("intel-cpu",)
+
+
+def main() -> int:
+    started = time.monotonic()
+    DEMO.mkdir(exist_ok=True)
+    say("1. Train a small CNN on scikit-learn's handwritten digits (once; seeded)")
+    if not (HERE / "digits" / "digits.safetensors").exists():
+        run(["python", "train.py"], HERE / "digits")
+    say("2. Compress it: fold its batch norms, scored before and after on images it was not trained on")
+    edgekit("digits", "compress", "--out", str(DEMO / "digits-checkpoint"))
+    say("3. Deploy the float and the 8-bit digits network to this machine: LiteRT, then OpenVINO")
+    runs = [
+        deploy("digits", "--target", LITERT, "--recipe", "recipe-float.yaml", "--tag", "before"),
+        deploy("digits", "--target", LITERT, "--recipe", "recipe.yaml", "--tag", "after"),
+        deploy("digits", "--target", *OPENVINO, "--recipe", "recipe-float.yaml"),
+    ]
+    say("4. Deploy EfficientNet-Lite0, pretrained on ImageNet, judged on real photographs")
+    runs += [
+        deploy("efficientnet_lite0", "--target", LITERT, "--recipe", "recipe-float.yaml"),
+        deploy("efficientnet_lite0", "--target", *OPENVINO, "--recipe", "recipe-float.yaml"),
+    ]
+    say("5. Report")
+    edgekit("digits", "report", *runs, "--html", str(REPORT))
+    minutes, seconds = divmod(round(time.monotonic() - started), 60)
+    print(f"\nDone in {minutes} min {seconds} s. Open {REPORT.relative_to(ROOT)} in a browser.")
+    print("Your own model: edgekit init mymodel && cd mymodel, then edit model.py and task.py.")
+    return 0
+
+
+def say(text: str) -> None:
+    print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}", flush=True)
+
+
+def deploy(example: str, *options: str) -> str:
+    """Deploy an example and give the run's name; the document of the run is kept in demo/."""
+    answer = edgekit(example, "deploy", *options, "--json", capture=True)
+    document = json.loads(answer)
+    run_name = document["runs"][0]
+    (DEMO / f"{run_name}.json").write_text(answer)
+    for group in document["groups"]:
+        print(f"  {group['headline']}")
+    return run_name
+
+
+def edgekit(example: str, *arguments: str, capture: bool = False) -> str:
+    return run(["edgekit", *arguments], HERE / example, capture=capture)
+
+
+def run(argv: list[str], folder: Path, *, capture: bool = False) -> str:
+    print(f"  {folder.relative_to(ROOT)} $ {shlex.join(argv)}", flush=True)
+    program = [sys.executable, "-m", "edgekit"] if argv[0] == "edgekit" else [sys.executable]
+    done = subprocess.run(
+        [*program, *argv[1:]],
+        cwd=folder,
+        env={**os.environ, "EDGEKIT_RESULTS": str(DEMO / "results.sqlite")},
+        stdout=subprocess.PIPE if capture else None,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        sys.exit(done.returncode)
+    return done.stdout or ""
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
