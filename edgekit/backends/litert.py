@@ -43,6 +43,14 @@ class LiteRt(Backend):
     )
     runtime_package: ClassVar[str] = "ai-edge-litert"
     runtime_module: ClassVar[str] = "ai_edge_litert"
+    runtime_exclude: ClassVar[tuple[str, ...]] = (
+        "backports-strenum",
+        "flatbuffers",
+        "ml-dtypes",
+        "protobuf",
+        "tqdm",
+        "typing-extensions",
+    )
     min_glibc: ClassVar[str | None] = "2.34"
     driver: ClassVar[str] = "device_litert.py"
 
@@ -53,6 +61,9 @@ class LiteRt(Backend):
         issues = super().unsupported(program_format, outputs, lowering, target)
         if lowering.quantize and lowering.quantize.io == "uint8":
             issues.append(Issue("io: uint8", "LiteRT's 8-bit scheme is signed", hint="Use io: int8 or io: float32."))
+        if lowering.overrides:
+            layers = ", ".join(sorted(lowering.overrides))
+            issues.append(Issue("overrides", "edgekit quantizes all layers alike for LiteRT", layers))
         return issues
 
     def convert(self, request: CompileRequest, out: Path) -> Converted:
@@ -163,8 +174,14 @@ def _calibration(request: CompileRequest, count: int) -> Iterator[Mapping[str, A
         )
     arrays = {spec.name: np.load(request.calibration / f"{spec.name}.npy", mmap_mode="r") for spec in request.inputs}
     batch = request.inputs[0].batch_size
-    available = min(len(array) for array in arrays.values())
-    for start in range(0, min(count, available) - batch + 1, batch):
+    available = min(count, *(len(array) for array in arrays.values()))
+    if available < batch:
+        raise UnsupportedModelError(
+            f"{request.lowering.precision} needs at least one whole batch of {batch} calibration examples; there are"
+            f" {available}.",
+            "Yield more in examples('calibration'), or raise quantize.calibration in the recipe.",
+        )
+    for start in range(0, available - batch + 1, batch):
         yield {
             spec.name: np.ascontiguousarray(arrays[spec.name][start : start + batch]).astype(
                 _NARROWED.get(spec.dtype, spec.dtype)

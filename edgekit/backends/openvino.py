@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from edgekit.backends.base import Backend, CompileRequest, Converted
+from edgekit.backends.base import Backend, CompileRequest, Converted, Issue
 from edgekit.core.errors import UnsupportedModelError
 from edgekit.core.extras import require
 from edgekit.core.files import write_atomic
+from edgekit.core.lowering import Lowering
 from edgekit.core.model import TensorSpec
 from edgekit.core.program import first_line
+from edgekit.core.target import Target
 
 MAIN = "model.xml"
 _EXTRA = "openvino"
@@ -32,6 +35,20 @@ class OpenVino(Backend):
     runtime_module: ClassVar[str] = "openvino"
     runtime_exclude: ClassVar[tuple[str, ...]] = ("openvino-telemetry",)
     driver: ClassVar[str] = "device_openvino.py"
+
+    def unsupported(
+        self, program_format: str, outputs: Sequence[TensorSpec], lowering: Lowering, target: Target
+    ) -> list[Issue]:
+        """See `Backend.unsupported`."""
+        issues = super().unsupported(program_format, outputs, lowering, target)
+        if lowering.quantize and lowering.quantize.io != "float32":
+            issues.append(
+                Issue(f"io: {lowering.quantize.io}", "OpenVINO keeps the model's types", hint="Leave out io.")
+            )
+        if lowering.overrides:
+            layers = ", ".join(sorted(lowering.overrides))
+            issues.append(Issue("overrides", "edgekit lowers all layers alike for OpenVINO", layers))
+        return issues
 
     def convert(self, request: CompileRequest, out: Path) -> Converted:
         """See `Backend.convert`."""

@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
         from edgekit.flow.deploy import deploy, devices_for
         from edgekit.flow.export import open_artifact
         from edgekit.flow.measure import new_run
-        from edgekit.flow.project import DEVICES_FILE, find_root
+        from edgekit.core.places import DEVICES_FILE, find_root
 
         root = find_root(Path.cwd())
         known = load_devices(root / DEVICES_FILE)

@@ -62,7 +62,7 @@ def register(app: typer.Typer) -> None:
         if loose is not None:
             from edgekit.core.device import load_devices
             from edgekit.flow.export import open_artifact
-            from edgekit.flow.project import DEVICES_FILE, find_root
+            from edgekit.core.places import DEVICES_FILE, find_root
 
             root = find_root(Path.cwd())
             built = open_artifact(loose, root)

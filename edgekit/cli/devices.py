@@ -82,7 +82,7 @@ def register(app: typer.Typer) -> None:
 
 def _devices() -> dict[str, Device]:
     from edgekit.core.device import load_devices
-    from edgekit.flow.project import DEVICES_FILE, find_root
+    from edgekit.core.places import DEVICES_FILE, find_root
 
     return load_devices(find_root(Path.cwd()) / DEVICES_FILE)
 

@@ -35,7 +35,7 @@ def register(app: typer.Typer) -> None:
         """Render what is stored; the latest run where none is named."""
         from edgekit.core.errors import ConfigError
         from edgekit.core.files import write_atomic
-        from edgekit.flow.project import find_root
+        from edgekit.core.places import find_root
 
         with options.store_of(find_root(Path.cwd())) as store:
             if list_:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +24,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """List the targets, or explain one."""
         from edgekit.core.target import find_targets, load_target, read_target
-        from edgekit.flow.project import find_root
+        from edgekit.core.places import find_root
 
         root = find_root(Path.cwd())
         if name is not None:
@@ -35,19 +36,28 @@ def register(app: typer.Typer) -> None:
 
 def missing_parts(target: Target) -> list[str]:
     """What of a target this edgekit does not have yet: backends, transports, runners."""
-    from edgekit.backends.base import registry as backends
-    from edgekit.runners.base import registry as runners
-    from edgekit.transports.base import registry as transports
-
     lacking = []
-    for kind, names, known in (
-        ("backend", target.backends, backends),
-        ("transport", target.transports, transports),
-        ("runner", target.runners, runners),
-    ):
-        if names and not any(name in known for name in names):
+    for kind, names in (("backend", target.backends), ("transport", target.transports), ("runner", target.runners)):
+        if names and not _any_known(f"edgekit.{kind}s", names):
             lacking.append(f"{kind} {' or '.join(names)}")
     return lacking
+
+
+def _any_known(package: str, names: tuple[str, ...]) -> bool:
+    """Whether a plugin of one of the names is here: our own first, since asking for others' takes its time."""
+    from edgekit.core.registry import plugin_names
+
+    return not plugin_names(package).isdisjoint(names) or any((package, name) in _others() for name in names)
+
+
+@functools.cache
+def _others() -> frozenset[tuple[str, str]]:
+    """Group and name of every plugin that other packages bring; one look through all that is installed."""
+    from importlib.metadata import entry_points
+
+    found = entry_points()
+    groups = [group for group in found.groups if group.startswith("edgekit.")]
+    return frozenset((group, point.name) for group in groups for point in found.select(group=group))
 
 
 def _document(target: Target) -> dict[str, Any]:

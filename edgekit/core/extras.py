@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import inspect
+import os
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -24,6 +25,7 @@ def require(module: str, extra: str, why: str) -> ModuleType:
     Raises:
         MissingExtraError: It is not installed; the hint is the pip line.
     """
+    _silence(module.partition(".")[0])
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -32,6 +34,18 @@ def require(module: str, extra: str, why: str) -> ModuleType:
             f"{why} needs the Python package that provides '{missing}', which is not installed.",
             f"pip install 'edgekit[{extra}]'",
         ) from error
+
+
+def _silence(library: str) -> None:
+    """Switch off a library's reports to its makers before it is imported: afterwards is too late.
+
+    ONNX Runtime writes a device id on import, and OpenVINO loads a reporter; neither asks.
+    """
+    if library == "onnxruntime":
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    elif library in ("openvino", "nncf"):
+        # None in the table of modules makes the import fail, and OpenVINO then takes its own silent stand-in.
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # documented use of None
 
 
 def is_installed(module: str) -> bool:
@@ -44,6 +58,8 @@ def is_installed(module: str) -> bool:
 
 def version_of(distribution: str) -> str | None:
     """The installed version of a distribution, or None."""
+    import importlib.metadata
+
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

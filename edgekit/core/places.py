@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 APP = "edgekit"
+PROJECT_FILE = "edgekit.yaml"
+DEVICES_FILE = "devices.yaml"
 
 
 def cache_dir() -> Path:
@@ -26,6 +28,14 @@ def config_dir() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_config_dir(APP))
+
+
+def find_root(start: Path) -> Path:
+    """The nearest folder from `start` upwards with an `edgekit.yaml`, else `start`."""
+    for folder in (start, *start.parents):
+        if (folder / PROJECT_FILE).is_file():
+            return folder
+    return start
 
 
 def project_dir(root: Path) -> Path:

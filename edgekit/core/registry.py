@@ -8,15 +8,25 @@ point in the group `edgekit.<package>` whose name is the plugin's name and whose
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import inspect
 import pkgutil
 from functools import cached_property
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from edgekit.core.errors import ConfigError, unknown_name
 
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
 T = TypeVar("T")
+
+
+def plugin_names(package: str) -> frozenset[str]:
+    """The names of the plugins in a package, without importing any of them, nor their base."""
+    path = importlib.import_module(package).__path__
+    return frozenset(
+        info.name for info in pkgutil.iter_modules(path) if info.name != "base" and not info.name.startswith("_")
+    )
 
 
 class Registry(Generic[T]):
@@ -35,17 +45,14 @@ class Registry(Generic[T]):
         self._loaded: dict[str, type[T]] = {}
 
     @cached_property
-    def _entry_points(self) -> dict[str, importlib.metadata.EntryPoint]:
+    def _entry_points(self) -> dict[str, EntryPoint]:
+        import importlib.metadata
+
         return {point.name: point for point in importlib.metadata.entry_points(group=self._package)}
 
     @cached_property
     def _modules(self) -> frozenset[str]:
-        package = importlib.import_module(self._package)
-        return frozenset(
-            info.name
-            for info in pkgutil.iter_modules(package.__path__)
-            if info.name != "base" and not info.name.startswith("_")
-        )
+        return plugin_names(self._package)
 
     def names(self) -> list[str]:
         """The names of all plugins, sorted, without importing any of them."""

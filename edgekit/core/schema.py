@@ -78,7 +78,8 @@ def parse_yaml(text: str, source: str) -> Document:
     import yaml
 
     try:
-        loader = yaml.SafeLoader(text)
+        # libyaml's parser where PyYAML has it: ten times faster, same nodes and marks.
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
         try:
             node = loader.get_single_node()
             lines: dict[Trail, int] = {}

@@ -18,7 +18,6 @@ from typing import Any
 
 from edgekit.core.errors import ConfigError, EdgekitError, unknown_name
 
-
 _imported: set[str] = set()
 """Names of the person's modules that `fresh_modules` has seen come in."""
 

@@ -86,6 +86,7 @@ class Cache:
             found = self.folder(kind, key)
             if found is not None:
                 return found
+            _remove_leftovers(final)
             with staged_directory(final) as staging:
                 fill(staging)
             self._fresh.add(final)
@@ -97,7 +98,7 @@ class Cache:
         for kind in (*FOLDER_KINDS, "records", "wheels", "devices"):
             folder = self.root / kind
             if folder.is_dir():
-                entries = sum(1 for _ in folder.iterdir())
+                entries = sum(1 for entry in folder.iterdir() if not entry.name.startswith("."))
                 found.append(Usage(kind, entries, size_of(folder)))
         return found
 
@@ -127,3 +128,11 @@ class Cache:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{name}.lock"):
             yield
+
+
+def _remove_leftovers(final: Path) -> None:
+    """Remove what a killed process left of this entry; its lock is held, so nobody is writing there."""
+    if final.parent.is_dir():
+        for entry in final.parent.iterdir():
+            if entry.name.startswith(".") and entry.name.lstrip(".").startswith(f"{final.name}."):
+                shutil.rmtree(entry, ignore_errors=True)

@@ -33,6 +33,7 @@ _QUIET = {
     # openvino and nncf ask this before they look for an analytics host; the audit hook below is for all the others.
     "CI": "true",
     "DO_NOT_TRACK": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     # The programs that children read are ours, but a cache may be shared: nothing in them is unpickled.
@@ -176,7 +177,7 @@ def forbid_network() -> None:
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"):
             raise PermissionError("a conversion may not use the network")
-        if event == "socket.connect" and not isinstance(arguments[1], str | bytes):
+        if event in ("socket.connect", "socket.sendto", "socket.sendmsg") and not isinstance(arguments[1], str | bytes):
             raise PermissionError("a conversion may not use the network")
 
     sys.addaudithook(hook)

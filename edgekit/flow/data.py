@@ -20,7 +20,7 @@ from edgekit.core.files import sha256_file, sha256_text
 from edgekit.core.model import TensorSpec
 from edgekit.core.progress import Progress
 from edgekit.core.task import Direction, Split, Task
-from edgekit.core.user_code import blame_user, load_name
+from edgekit.core.user_code import blame_user, fresh_modules, load_name
 from edgekit.flow.cache import Cache
 from edgekit.flow.tracing import Dependencies, tracing
 from edgekit.frontends.base import split_source
@@ -62,6 +62,7 @@ class _TaskRecord:
 
 @dataclass(frozen=True)
 class _Scores:
+    dependencies: Dependencies
     scores: Mapping[str, float]
 
 
@@ -80,6 +81,11 @@ class DataSet:
         self._cache = cache
         self._index = schema.convert(_Index, schema.load_json(folder / _INDEX))
         self._task: Task | None = None
+
+    @property
+    def label(self) -> str:
+        """The reference as people know it, without the folders."""
+        return _label(self.reference)
 
     @property
     def metric(self) -> str:
@@ -152,19 +158,23 @@ class DataSet:
         digests = {name: sha256_file(path) for name, path in sorted(outputs.items())}
         key = sha256_text(f"{self.folder.name}:{split}:{sorted(digests.items())}")
         known = self._cache.record("scores", key, _Scores)
-        if known is not None:
+        if known is not None and known.dependencies.unchanged():
             return dict(known.scores)
         index = self._index.splits[split]
         arrays = {name: np.load(path, mmap_mode="r") for name, path in outputs.items()}
         batches: list[Batch] = []
         start = 0
+        # An output without a batch axis has several rows an example.
+        rows = {name: len(array) // index.examples for name, array in arrays.items()}
         for size in index.batch_sizes:
-            batches.append({name: array[start : start + size] for name, array in arrays.items()})
-            start += size
-        with blame_user(f"{self.reference}.score(…, '{split}')"):
+            end = start + size
+            batches.append({name: array[start * rows[name] : end * rows[name]] for name, array in arrays.items()})
+            start = end
+        # The labels may be read only here.
+        with tracing(Path(split_source(self.reference)[0])) as traced, blame_user(f"{self.label}.score(…, '{split}')"):
             scores = self.task.score(batches, cast("Split", split))
-        checked = _checked_scores(scores, self.reference, self.metric)
-        self._cache.put_record("scores", key, _Scores(checked))
+        checked = _checked_scores(scores, self.label, self.metric)
+        self._cache.put_record("scores", key, _Scores(traced[0], checked))
         return checked
 
 
@@ -201,9 +211,9 @@ def load_data(reference: str, cache: Cache, progress: Progress) -> DataSet:
             return DataSet(reference, folder, cache)
     file, _ = split_source(reference)
     with tempfile.TemporaryDirectory(prefix="edgekit-data-") as work, progress.step("reading the task's data"):
-        with tracing(Path(file), ignore=Path(work)) as traced:
+        with fresh_modules(), tracing(Path(file), ignore=Path(work)) as traced:
             task = load_task(reference)
-            index = _Index(task.metric, task.direction, _write(task, Path(work), reference))
+            index = _Index(task.metric, task.direction, _write(task, Path(work), _label(reference)))
         dependencies = traced[0]
         data_key = sha256_text(reference + dependencies.digest() + schema.to_json(index))
 
@@ -228,12 +238,19 @@ def _write(task: Task, work: Path, reference: str) -> dict[str, SplitIndex]:
         sizes: list[int] = []
         with blame_user(f"{reference}.examples('{split}')"):
             sizes.extend(_checked_batch(batch, columns, reference, split) for batch in task.examples(split))
-        if not sizes:
+        if not sum(sizes):
             continue
         folder = work / split
         folder.mkdir()
         digests = {}
         for name, parts in columns.items():
+            shapes, dtypes = {part.shape[1:] for part in parts}, {str(part.dtype) for part in parts}
+            if len(shapes) > 1 or len(dtypes) > 1:
+                differ = ", ".join(sorted(map(str, shapes if len(shapes) > 1 else dtypes)))
+                raise ConfigError(
+                    f"{reference}.examples('{split}') yields '{name}' in different shapes or types: {differ}.",
+                    "All examples of an input have one shape and one type: resize or pad them.",
+                )
             joined = np.concatenate(parts, axis=0)
             if joined.dtype.kind == "f" and not np.isfinite(joined).all():
                 raise ConfigError(f"The task's examples('{split}') hold values of '{name}' that are not finite.")
@@ -241,6 +258,11 @@ def _write(task: Task, work: Path, reference: str) -> dict[str, SplitIndex]:
             digests[name] = sha256_file(folder / f"{name}.npy")
         found[split] = SplitIndex(sum(sizes), tuple(sizes), digests)
     return found
+
+
+def _label(reference: str) -> str:
+    file, name = split_source(reference)
+    return f"{Path(file).name}:{name}"
 
 
 def _checked_batch(batch: Any, columns: dict[str, list[Array]], reference: str, split: str) -> int:
@@ -256,9 +278,10 @@ def _checked_batch(batch: Any, columns: dict[str, list[Array]], reference: str, 
         )
     sizes = set()
     for name, value in batch.items():
-        if "/" in name or "\\" in name or name.startswith("."):
-            raise ConfigError(f"{reference}: '{name}' cannot be the name of an input.")
-        array = np.ascontiguousarray(value.numpy() if hasattr(value, "numpy") else value)
+        if not isinstance(name, str) or not name or "/" in name or "\\" in name or name.startswith("."):
+            raise ConfigError(f"{reference}.examples('{split}'): {name!r} cannot be the name of an input.")
+        # A copy: the task may fill the same array again for its next batch.
+        array = np.array(value.numpy() if hasattr(value, "numpy") else value, order="C")
         if array.ndim == 0 or array.dtype == object:
             raise ConfigError(f"{reference}.examples('{split}'): '{name}' is not an array with a batch axis.")
         columns.setdefault(name, []).append(array)

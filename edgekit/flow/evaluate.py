@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekit.core.errors import UnsupportedModelError
 from edgekit.core.files import sha256_text
 from edgekit.core.model import Model, TensorSpec
 from edgekit.core.progress import Progress
@@ -46,6 +48,9 @@ def run_batches(model: Model, inputs: Mapping[str, Array], progress: Progress, w
 
     Returns:
         Arrays by output name, shape (N, …).
+
+    Raises:
+        UnsupportedModelError: The batch is larger than one, and an output has no axis for it.
     """
     import numpy as np
 
@@ -63,9 +68,32 @@ def run_batches(model: Model, inputs: Mapping[str, Array], progress: Progress, w
                     part = np.concatenate([part, np.repeat(part[-1:], batch - real, axis=0)])
                 chunk[spec.name] = np.ascontiguousarray(part)
             for name, value in model.program.run(chunk).items():
-                collected[name].append(np.array(value[:real]))
+                collected[name].append(_real_rows(name, np.atleast_1d(value), batch, real))
             step.advance(real)
     return {name: np.concatenate(parts, axis=0) for name, parts in collected.items()}
+
+
+def _real_rows(name: str, value: Array, batch: int, real: int) -> Array:
+    """The rows of the examples that are no filling; all of them where a batch is one example, whatever the axes mean."""
+    if batch == 1:
+        return value.copy()
+    if len(value) != batch:
+        raise UnsupportedModelError(
+            f"The output '{name}' has the shape {list(value.shape)}, but the batch is {batch}: its first axis is not the"
+            " batch.",
+            "Give the source example inputs with a batch of 1, or an output whose first axis is the batch.",
+        )
+    return value[:real].copy()
+
+
+def array_file(name: str) -> str:
+    """The file name of the array `name`: names of ONNX graphs have slashes in them."""
+    return f"{urllib.parse.quote(name, safe='')}.npy"
+
+
+def arrays_in(folder: Path) -> dict[str, Path]:
+    """The arrays in a folder, by name; see `array_file`."""
+    return {urllib.parse.unquote(path.stem): path for path in sorted(folder.glob("*.npy"))}
 
 
 def reference_outputs(
@@ -77,10 +105,10 @@ def reference_outputs(
     def fill(staging: Path) -> None:
         arrays = {name: np.load(path, mmap_mode="r") for name, path in inputs.files.items()}
         for name, value in run_batches(model(), arrays, progress, inputs.name).items():
-            np.save(staging / f"{name}.npy", value)
+            np.save(staging / array_file(name), value)
 
     folder = cache.make("outputs", sha256_text(f"{digest}:{inputs.key}"), fill)
-    return {path.stem: path for path in sorted(folder.glob("*.npy"))}
+    return arrays_in(folder)
 
 
 def split_inputs(data: DataSet, split: str) -> InputFiles | None:
@@ -117,11 +145,11 @@ def golden_inputs(
                 value = np.load(data.inputs(split)[spec.name], mmap_mode="r")[:GOLDEN_EXAMPLES]
             else:
                 value = _made_up(spec, examples()[spec.name])
-            np.save(staging / f"{spec.name}.npy", value)
+            np.save(staging / array_file(spec.name), value)
 
     golden_key = sha256_text(f"golden:{GOLDEN_EXAMPLES}:{origin}")
     folder = cache.make("outputs", golden_key, fill)
-    return InputFiles("golden", {spec.name: folder / f"{spec.name}.npy" for spec in specs}, golden_key)
+    return InputFiles("golden", {spec.name: folder / array_file(spec.name) for spec in specs}, golden_key)
 
 
 def _made_up(spec: TensorSpec, example: Array) -> Array:

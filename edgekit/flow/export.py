@@ -11,11 +11,12 @@ import shutil
 from pathlib import Path
 
 from edgekit.core import schema
-from edgekit.core.artifact import load_artifact
+from edgekit.core.artifact import MANIFEST, load_artifact
+from edgekit.core.errors import ConfigError
 from edgekit.core.files import sha256_text, staged_directory
 from edgekit.core.target import load_target
 from edgekit.flow.build import Built
-from edgekit.flow.evaluate import InputFiles
+from edgekit.flow.evaluate import InputFiles, array_file, arrays_in
 from edgekit.flow.verify import HostRun, Verification
 
 VERIFICATION = "verification.json"
@@ -23,7 +24,13 @@ GOLDEN = "golden"
 
 
 def export_artifact(built: Built, out: Path) -> Path:
-    """Copy an artifact to `out`, whole or not at all; replaces one that is there."""
+    """Copy an artifact to `out`, whole or not at all; replaces one that is there.
+
+    Raises:
+        ConfigError: There is something at `out` that is no artifact.
+    """
+    if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(f"'{out}' is not empty and is no artifact: it is not replaced.", "Name another folder.")
     with staged_directory(out) as staging:
         shutil.copytree(built.artifact.path, staging, dirs_exist_ok=True)
         if built.host is not None:
@@ -33,7 +40,7 @@ def export_artifact(built: Built, out: Path) -> Path:
                 folder = staging / GOLDEN / kind
                 folder.mkdir(parents=True)
                 for name, path in files.items():
-                    shutil.copyfile(path, folder / f"{name}.npy")
+                    shutil.copyfile(path, folder / array_file(name))
     return out
 
 
@@ -51,9 +58,9 @@ def open_artifact(path: Path, project_root: Path | None = None) -> Built:
     sets: tuple[InputFiles, ...] = ()
     host = None
     if (folder / "inputs").is_dir():
-        inputs = {file.stem: file for file in sorted((folder / "inputs").glob("*.npy"))}
+        inputs = arrays_in(folder / "inputs")
         sets = (InputFiles(GOLDEN, inputs, sha256_text(f"golden of {artifact.digest}")),)
-        expected = {file.stem: file for file in sorted((folder / "expected").glob("*.npy"))}
+        expected = arrays_in(folder / "expected")
         verification = schema.convert(Verification, schema.load_json(artifact.path / VERIFICATION))
         host = HostRun(verification, {GOLDEN: expected})
     return Built(artifact, target, True, sets, host, {}, {}, {}, None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekit.core import schema
-from edgekit.core.errors import BudgetError
+from edgekit.core.errors import BudgetError, ConfigError
 from edgekit.core.extras import code_of, versions_of
 from edgekit.core.files import sha256_text
 from edgekit.core.model import Model, PassRecord
@@ -59,6 +59,8 @@ def compress(source: ModelState, recipe: Recipe, tools: Tools) -> ModelState:
         PassError: A pass failed, or broke what it must keep.
         BudgetError: A pass lost more of the metric than the budget allows.
     """
+    if recipe.budget is not None and (tools.data is None or tools.data.split("validation") is None):
+        tools.progress.warn("The recipe's budget limits nothing: there are no validation examples to judge a loss by.")
     state, key = source, source.info.digest
     before = metrics_of(source, tools) if recipe.passes else {}
     for step in recipe.passes:
@@ -76,11 +78,17 @@ def check_budget(budget: Budget, before: dict[str, float], after: dict[str, floa
 
     Raises:
         BudgetError: It is larger than the budget allows.
+        ConfigError: The budget's metric is none of the task's.
     """
     data = tools.data
     metric = budget.metric or (data.metric if data else "")
-    if data is None or metric not in before or metric not in after:
+    if data is None or not before or not after:
         return
+    if metric not in before or metric not in after:
+        raise ConfigError(
+            f"The recipe's budget is about '{metric}', which the task's score does not give; it gives"
+            f" {', '.join(sorted(before))}."
+        )
     sign = 1.0 if data.direction == "larger" else -1.0
     drop, allowed = sign * (before[metric] - after[metric]), budget.allowed_drop(before[metric])
     # Scores are means of a few hundred examples: a rounding error must not decide.

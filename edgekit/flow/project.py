@@ -12,12 +12,11 @@ from typing import Any
 from edgekit.core import schema
 from edgekit.core.device import Device, load_devices
 from edgekit.core.errors import ConfigError
+from edgekit.core.places import DEVICES_FILE, PROJECT_FILE, find_root
 from edgekit.core.target import Target
 from edgekit.flow.recipe import Recipe, load_recipe, parse_recipe
 from edgekit.frontends.base import InputDeclaration, OutputDeclaration, SourceRequest, split_source
 
-PROJECT_FILE = "edgekit.yaml"
-DEVICES_FILE = "devices.yaml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -89,14 +88,6 @@ class Overrides:
     targets: tuple[str, ...] = field(default=())
 
 
-def find_root(start: Path) -> Path:
-    """The nearest folder from `start` upwards with an `edgekit.yaml`, else `start`."""
-    for folder in (start, *start.parents):
-        if (folder / PROJECT_FILE).is_file():
-            return folder
-    return start
-
-
 def load_project(start: Path, overrides: Overrides | None = None, environ: Mapping[str, str] | None = None) -> Project:
     """The project of a folder.
 
@@ -121,7 +112,7 @@ def load_project(start: Path, overrides: Overrides | None = None, environ: Mappi
             "edgekit init    (or name a source: edgekit compile model.py:build --target linux-x86)",
         )
     # A source of one's own choosing has nothing to do with what the file declares for another.
-    own_source = said.source is None or said.source == file.source or _same(said.source, file.source, root)
+    own_source = said.source is None or file.source is None or _same(said.source, file.source, root)
     name = said.name or (file.name if own_source else None) or _default_name(source)
     if not _NAME.fullmatch(name):
         where = document.where("name") if document and name == file.name else "--name"
@@ -162,12 +153,13 @@ def _absolute(reference: str | None, start: Path) -> str | None:
     if reference is None:
         return None
     file, name = split_source(reference)
-    path = file if Path(file).is_absolute() else str(start / file)
+    path = os.path.normpath(start / file)
     return f"{path}:{name}" if name else path
 
 
-def _same(absolute: str, relative: str | None, root: Path) -> bool:
-    return relative is not None and _absolute(relative, root) == absolute
+def _same(absolute: str, relative: str, root: Path) -> bool:
+    (one, one_name), (other, other_name) = split_source(absolute), split_source(relative)
+    return one_name == other_name and Path(one).resolve() == (root / other).resolve()
 
 
 def _default_name(source: str) -> str:

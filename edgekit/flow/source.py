@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.core import schema
-from edgekit.core.errors import EdgekitError
+from edgekit.core.errors import ConfigError, EdgekitError
 from edgekit.core.files import sha256_text
 from edgekit.core.model import Model
 from edgekit.core.program import TorchProgram
 from edgekit.core.progress import Progress
+from edgekit.core.user_code import fresh_modules
 from edgekit.flow.cache import Cache
 from edgekit.flow.checkpoint import CHECKPOINT, is_checkpoint, load_checkpoint
 from edgekit.flow.project import Project
@@ -36,12 +37,12 @@ def load_source(project: Project, cache: Cache, progress: Progress) -> ModelStat
     key = sha256_text(schema.canonical_json(_identity(project, path)).decode())
     known = cache.record("sources", key, _SourceRecord)
     if known is not None and known.dependencies.unchanged():
-        return ModelState(known.info, lambda: _load(project, path))
+        return ModelState(known.info, lambda: _remembered(project, path, known.info))
     beside = path / CHECKPOINT if is_checkpoint(path) else path
     if not is_checkpoint(path):
         frontend_for(project.source)  # an unreadable kind of file is said before torch is imported
     with progress.step(f"loading {project.source}"):
-        with tracing(beside) as traced:
+        with fresh_modules(), tracing(beside) as traced:
             model = _load(project, path)
         deterministic = _repeats(project, path, model)
     info = info_of(model, deterministic)
@@ -73,13 +74,31 @@ def _load(project: Project, path: Path) -> Model:
     return frontend_for(project.source).load(project.source_request)
 
 
+def _remembered(project: Project, path: Path, info: ModelInfo) -> Model:
+    """The live model of what is remembered.
+
+    Raises:
+        ConfigError: It is another one: it depends on something that no trace shows.
+    """
+    with fresh_modules():
+        model = _load(project, path)
+    if model.digest != info.digest:
+        raise ConfigError(
+            f"{project.source} gives another model than it gave before, though no file that it reads has changed: it"
+            " depends on something else, such as an environment variable or the time.",
+            "Run with --no-cache, or load what it depends on from a file.",
+        )
+    return model
+
+
 def _repeats(project: Project, path: Path, model: Model) -> bool:
-    """Whether a second call of the factory gives the same weights; files give the same by nature."""
+    """Whether the factory, imported and called a second time, gives the same; files give the same by nature."""
     if not isinstance(model.program, TorchProgram) or is_checkpoint(path):
         return True
     try:
-        again = frontend_for(project.source).load(project.source_request)
+        with fresh_modules():
+            again = frontend_for(project.source).load(project.source_request)
     except EdgekitError:
         # A factory that works only once is as little repeatable as one that draws random weights.
         return False
-    return again.program.weights_digest() == model.program.weights_digest()
+    return again.digest == model.digest

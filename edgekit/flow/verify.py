@@ -20,7 +20,7 @@ from edgekit.core.run_output import RunOutput
 from edgekit.core.target import Target
 from edgekit.core.workload import Workload
 from edgekit.flow.cache import Cache
-from edgekit.flow.evaluate import InputFiles
+from edgekit.flow.evaluate import InputFiles, array_file, arrays_in
 from edgekit.runners.base import Job
 from edgekit.runners.base import registry as runners
 from edgekit.transports.base import connect
@@ -120,9 +120,9 @@ def compare(name: str, reference: Array, got: Array) -> Parity:
     same = want == have
     finite = np.isfinite(want)
     if not np.isfinite(have[finite]).all() or not same[~finite & ~np.isnan(want)].all():
-        bad = int((~np.isfinite(have)).sum())
+        bad = int((np.isfinite(have) != finite).sum() or (~same & ~finite).sum())
         raise VerificationError(
-            f"The output '{name}' has {bad} values that are not finite; the model gives finite ones."
+            f"The output '{name}' has {bad} values that are not finite where the model's are, or the other way round."
         )
     want, have = want[finite], have[finite]
     noise = have - want
@@ -200,7 +200,7 @@ def run_on_host(
         runtime = dict(output.runs[0].runtime) if output.runs else {}
         for name, files in output.outputs.items():
             for output_name, path in files.items():
-                final = staging / name / f"{output_name}.npy"
+                final = staging / name / array_file(output_name)
                 final.parent.mkdir(exist_ok=True)
                 shutil.move(path, final)
         shutil.rmtree(staging / "outputs", ignore_errors=True)
@@ -208,7 +208,7 @@ def run_on_host(
 
     folder = cache.make("verifications", key, fill)
     verification = schema.convert(Verification, schema.load_json(folder / _RECORD))
-    outputs = {s.name: {path.stem: path for path in sorted((folder / s.name).glob("*.npy"))} for s in sets}
+    outputs = {s.name: arrays_in(folder / s.name) for s in sets}
     return HostRun(verification, outputs)
 
 

@@ -53,7 +53,7 @@ class ExportedProgram(Frontend):
             {n: a.shape for n, a in examples.items()},
             {n: str(a.dtype) for n, a in examples.items()},
         )
-        flat = _positional(exported)
+        flat = _positional(exported, tuple(tensors.values()))
         with torch.no_grad():
             names, values = flatten(flat.module()(*tensors.values()))
         specs = output_specs(
@@ -132,7 +132,7 @@ def _example_tensors(exported: Any, request: SourceRequest) -> dict[str, Any]:
     return examples
 
 
-def _positional(exported: Any) -> Any:
+def _positional(exported: Any, examples: tuple[Any, ...]) -> Any:
     """The program with every input positional: backends call it by order."""
     torch = require("torch", TORCH_EXTRA, "a .pt2 program")
     in_spec: Any = exported.call_spec.in_spec
@@ -152,5 +152,4 @@ def _positional(exported: Any) -> Any:
             args, kwargs = torch.utils._pytree.tree_unflatten(list(tensors), in_spec)
             return self.inner(*args, **kwargs)
 
-    examples = torch.utils._pytree.tree_leaves(exported.example_inputs)
-    return torch.export.export(Positional(), tuple(examples), strict=False)
+    return torch.export.export(Positional(), examples, strict=False)

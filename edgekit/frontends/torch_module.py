@@ -15,7 +15,7 @@ from edgekit.core.extras import require
 from edgekit.core.model import Model
 from edgekit.core.program import TORCH_EXTRA, TorchProgram, first_line, flatten
 from edgekit.core.user_code import blame_user, load_module, load_name
-from edgekit.frontends.base import Frontend, SourceRequest, input_specs, output_specs, split_source
+from edgekit.frontends.base import Frontend, SourceRequest, checked_dtype, input_specs, output_specs, split_source
 
 if TYPE_CHECKING:
     from edgekit.core.task import Array
@@ -38,8 +38,12 @@ class TorchModule(Frontend):
                 "Return the module, or (module, example_inputs).",
             )
         module.eval()
-        by_keyword = isinstance(given, Mapping)
+        # Inputs that the person declares by forward's own names may come in any order.
+        declared = {declaration.name for declaration in request.inputs}
+        by_keyword = isinstance(given, Mapping) or (given is None and declared <= set(_keywords(module)))
         tensors = _example_tensors(request, module, given)
+        for name, tensor in tensors.items():
+            checked_dtype(str(tensor.dtype).removeprefix("torch."), f"input '{name}' of {request.source}")
         examples: dict[str, Array] = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
         names = tuple(examples)
         inputs = input_specs(
@@ -110,6 +114,11 @@ def _example_tensors(request: SourceRequest, module: Any, given: Any) -> dict[st
                 f"The example input '{name}' of {request.source} is a {type(value).__name__}, not a tensor."
             )
     return dict(pairs)
+
+
+def _keywords(module: Any) -> list[str]:
+    parameters = inspect.signature(module.forward).parameters.values()
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
 def _argument_names(request: SourceRequest, module: Any, count: int) -> list[str]:

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from edgekit.core.errors import PassError
 from edgekit.core.extras import require
 from edgekit.core.model import Model
 from edgekit.core.program import TORCH_EXTRA, TorchProgram
@@ -36,6 +37,10 @@ _FOLDABLE = {
     "aten.conv_transpose3d.input",
     "aten.linear.default",
 }
+
+
+_TOLERANCE = 1e-3
+"""Of the largest output: far above what rounding in another order does, far below a wrong fold."""
 
 
 class FoldBatchNorm(Pass):
@@ -63,6 +68,22 @@ class FoldBatchNorm(Pass):
             structure={"pairs": [list(pair) for pair in pairs]},
         )
 
+    def ensures(self, before: Model, after: Model) -> None:
+        """See `Pass.ensures`; folding must not change what the model computes."""
+        import numpy as np
+
+        super().ensures(before, after)
+        was, now = before.program.run(before.example_inputs), after.program.run(before.example_inputs)
+        for name, value in was.items():
+            scale = float(np.max(np.abs(value), initial=0.0)) or 1.0
+            apart = float(np.max(np.abs(value.astype(np.float64) - now[name].astype(np.float64)), initial=0.0))
+            if not apart <= _TOLERANCE * scale:
+                raise PassError(
+                    f"Folding batch norms changed the output '{name}' by {apart:.3g}, where its largest value is"
+                    f" {scale:.3g}.",
+                    "Leave out fold_batch_norm for this model.",
+                )
+
     def replay(self, module: Any, structure: Mapping[str, Any]) -> Any:
         """See `Pass.replay`."""
         _fold(module, [(layer, norm) for layer, norm in structure["pairs"]], weights=False)
@@ -72,6 +93,7 @@ class FoldBatchNorm(Pass):
 def _pairs(program: TorchProgram) -> tuple[list[tuple[str, str]], list[str]]:
     """Module paths of (layer, batch norm) that can be folded, and a note for each batch norm that cannot."""
     nodes = list(program.exported.graph.nodes)
+    weights = program.exported.graph_signature.inputs_to_parameters
     calls = Counter(path for node in nodes if node.op == "call_function" and (path := _module_path(node)))
     modules = dict(program.module.named_modules())
     pairs, skipped = [], []
@@ -79,10 +101,13 @@ def _pairs(program: TorchProgram) -> tuple[list[tuple[str, str]], list[str]]:
         if node.op != "call_function" or str(node.target) != "aten.batch_norm.default":
             continue
         norm, source = _module_path(node), node.args[0]
+        weight: Any = source.args[1] if len(source.args) > 1 else None
         layer = _module_path(source) if source.op == "call_function" else ""
         reason = ""
         if not norm or not hasattr(modules.get(norm), "running_mean") or modules[norm].running_mean is None:
             reason = "it is not a module with running statistics"
+        elif not _is_plain(modules[norm], _norm_forward()):
+            reason = "its module does more than normalize"
         elif str(getattr(source, "target", "")) not in _FOLDABLE or not hasattr(modules.get(layer), "weight"):
             reason = "what feeds it is neither a convolution nor a linear layer"
         elif len(source.users) > 1:
@@ -93,8 +118,10 @@ def _pairs(program: TorchProgram) -> tuple[list[tuple[str, str]], list[str]]:
             reason = "its channels are not the linear layer's outputs"
         elif getattr(modules[layer], "transposed", False) and modules[layer].groups > 1:
             reason = "its layer is a grouped transposed convolution"
-        elif _is_shared(program.module, modules[layer]):
+        elif _is_shared(program.module, modules[layer]) or len(weight.users) > 1:
             reason = f"the weights of '{layer}' are shared with another layer"
+        elif not _is_plain(modules[layer], *_layer_forwards()) or weights.get(weight.name) != f"inner.{layer}.weight":
+            reason = f"'{layer}' computes its weight, or does more than a plain layer does"
         if reason:
             skipped.append(f"{norm or node.name} stays: {reason}")
         else:
@@ -106,6 +133,23 @@ def _module_path(node: Any) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     path = next(reversed(stack.values()))[0] if stack else ""
     return str(path).removeprefix("inner").removeprefix(".")
+
+
+def _layer_forwards() -> tuple[Any, ...]:
+    torch = require("torch", TORCH_EXTRA, "the pass fold_batch_norm")
+    nn = torch.nn
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+    return tuple(kind.forward for kind in kinds)
+
+
+def _norm_forward() -> Any:
+    torch = require("torch", TORCH_EXTRA, "the pass fold_batch_norm")
+    return torch.nn.modules.batchnorm._BatchNorm.forward
+
+
+def _is_plain(module: Any, *forwards: Any) -> bool:
+    """Whether a module does what torch's own does and nothing else: no forward of its own, no hooks."""
+    return type(module).forward in forwards and not (module._forward_hooks or module._forward_pre_hooks)
 
 
 def _is_shared(root: Any, layer: Any) -> bool:

@@ -83,6 +83,10 @@ class Driver:
         evaluator.run(self._prepared, keep=names)
         return evaluator.intermediates(names)
 
+    def operators(self) -> dict[str, int]:
+        """How often each operator occurs in the package."""
+        return self._loaded().operators()
+
     def results(self) -> dict[str, Array]:
         """Copies of the outputs, by our names."""
         return {entry["name"]: self._results[self._native("outputs", entry["name"])].copy() for entry in self.outputs}

@@ -51,6 +51,7 @@ class ReferenceEvaluator:
         self._table = load_operators()
         self._refuse_unknown()
         self._constants: dict[int, dict[str, Any]] = {}
+        self._decompressed: dict[str, Array] = {}
         self._prepare(self.package.function.block, ChainMap())
         self._last_use = _last_uses(self.package.function.block)
         self._kept: dict[str, Any] = {}
@@ -81,6 +82,10 @@ class ReferenceEvaluator:
             if operation.kind != "const" and operation.kind not in constexpr.KINDS
             for output in operation.outputs
         )
+
+    def decompressed(self) -> dict[str, Array]:
+        """The compressed weights by name, as they were decompressed."""
+        return dict(self._decompressed)
 
     def run(self, inputs: Mapping[str, Array], keep: Collection[str] = ()) -> dict[str, Array]:
         """The outputs for one set of inputs.
@@ -138,7 +143,9 @@ class ReferenceEvaluator:
                     name: _constant_of(operation, arguments, raw) for name, arguments in operation.inputs.items()
                 }
                 values = constexpr.decompress(operation.kind, operation.label, parameters)
-                raw.update(zip((output.name for output in operation.outputs), values, strict=True))
+                named = dict(zip((output.name for output in operation.outputs), values, strict=True))
+                raw.update(named)
+                self._decompressed.update(named)
         self._constants[id(block)] = {
             name: as_tensor(self._torch, raw[name]) for name in _read_names(block) if name in raw.maps[0]
         }

@@ -37,28 +37,33 @@ class AxisResize:
         return self.size == self.outputs and math.isclose(self.scale, 1.0) and self.roi == (0.0, 1.0)
 
     def positions(self) -> Any:
-        """Where each output position lies on the input axis, float64."""
-        at = np.arange(self.outputs, dtype=np.float64)
-        length = self.scale * self.size
+        """Where each output position lies on the input axis.
+
+        In float32, as the runtimes compute it: a nearest position at an exact half would else fall to the other side.
+        Lengths are those in whole positions, as in ONNX Runtime and torch; ONNX's own evaluator counts fractions of one.
+        """
+        at = np.arange(self.outputs, dtype=np.float32)
+        scale, length = np.float32(self.scale), self.outputs
         mode = self.coordinates
         if mode == "half_pixel" or (mode == "pytorch_half_pixel" and length != 1):
-            return (at + 0.5) / self.scale - 0.5
+            return (at + np.float32(0.5)) / scale - np.float32(0.5)
         if mode == "pytorch_half_pixel":
-            return np.full(self.outputs, -0.5)
+            return np.full(self.outputs, np.float32(-0.5))
         if mode == "asymmetric":
-            return at / self.scale
+            return at / scale
         if mode == "align_corners":
-            return at * (self.size - 1) / (length - 1) if length != 1 else np.zeros(self.outputs)
+            return at * np.float32(self.size - 1) / np.float32(length - 1) if length != 1 else np.zeros_like(at)
         if mode == "half_pixel_symmetric":
-            return self.size / 2 * (1 - self.outputs / length) + (at + 0.5) / self.scale - 0.5
+            offset = self.size / 2 * (1 - self.outputs / (self.scale * self.size))
+            return np.float32(offset) + (at + np.float32(0.5)) / scale - np.float32(0.5)
         if mode == "tf_crop_and_resize":
             return self._cropped(at, length)
         raise Refused(f"it has an unknown coordinate_transformation_mode '{mode}'")
 
-    def _cropped(self, at: Any, length: float) -> Any:
+    def _cropped(self, at: Any, length: int) -> Any:
         start, end = self.roi
         if length == 1:
-            return np.full(self.outputs, (start + end) * (self.size - 1) / 2)
+            return np.full(length, (start + end) * (self.size - 1) / 2)
         return start * (self.size - 1) + at * (end - start) * (self.size - 1) / (length - 1)
 
     def outside(self) -> Any:

@@ -44,7 +44,7 @@ def test_every_verb_has_help_with_a_worked_example(person, verb):
     assert usage.startswith(f"Usage: edgekit {' '.join(verb)} ")
     assert f"edgekit {' '.join(verb)}" in examples
     assert all(option in usage for option in ("--json", "--quiet", "--verbose"))
-    assert "[[" not in usage and "{" not in usage.splitlines()[0]
+    assert "[[" not in usage
 
 
 def test_the_version_is_printed(person):

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.unit.flow import kit
+
+
+@pytest.fixture(autouse=True)
+def cache_dir(tmp_path_factory, monkeypatch):
+    """A cache of the test's own, outside its project."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("EDGEKIT_CACHE_DIR", str(folder))
+    path = list(sys.path)
+    yield folder
+    sys.path[:] = path
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """A project with a model and no task."""
+    return kit.write(tmp_path / "plain", {"edgekit.yaml": kit.project_yaml(), "model.py": kit.MODEL})
+
+
+@pytest.fixture
+def tasked(tmp_path):
+    """A project with a model and a task."""
+    files = {"edgekit.yaml": kit.project_yaml(task=True), "model.py": kit.MODEL, "task.py": kit.TASK}
+    return kit.write(tmp_path / "tasked", files)
+
+
+@pytest.fixture
+def heard():
+    return kit.Heard()
