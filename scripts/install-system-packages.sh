@@ -10,6 +10,7 @@ set -euo pipefail
 # One line a package: package | a program that shows it is there | why.
 packages() {
     cat <<'TABLE'
+chromium       | chromium   | the HTML report is opened in a real browser, and what it draws is looked at
 openssh-server | sshd       | the ssh transport is tested against a real sshd on 127.0.0.1, started by the tests with their own keys
 openssh-client | ssh-keygen | makes those keys; edgekit devices trust is compared with what ssh-keygen says
 TABLE
