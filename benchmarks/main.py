@@ -65,12 +65,13 @@ def repeated_deploy(results: Results) -> None:
             artifacts = _state(folder / "cache" / "artifacts")
             besides, sent, commands = [], [], []
             for _ in range(5):
-                before = server.log_text().count("Starting session: command")
+                before = server.log.count("Starting session: command")
                 seconds, document = _json(argv, project, env)
                 result = document["results"][0]
-                commands.append(server.log_text().count("Starting session: command") - before)
+                commands.append(server.log.count("Starting session: command") - before)
                 sent.append(result["bytes_sent"])
                 besides.append(seconds - _inference_seconds(result))
+                print("   ", f"{seconds:.2f} s", {k: round(v, 2) for k, v in result["seconds"].items()}, file=sys.stderr)
             besides.sort()
             results.add("deploy of an unchanged model over SSH: seconds besides the inference", besides[2], "s", at_most=3)
             results.add("deploy of an unchanged model: bytes of model, inputs and runtime sent", max(sent), "bytes", at_most=0)
@@ -89,7 +90,7 @@ def _project(folder: Path, server: object) -> Path:
     for path in DIGITS.iterdir():
         if path.is_file():
             (folder / path.name).symlink_to(path)
-    device = server.device("loop", target="loopback")  # type: ignore[attr-defined]
+    device = server.device("loop")  # type: ignore[attr-defined]
     (folder / "targets").mkdir()
     (folder / "targets" / "loopback.yaml").write_text(
         "schema_version: 1\nname: loopback\nsummary: an x86-64 Linux box reached over SSH\n"
