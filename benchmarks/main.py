@@ -32,7 +32,9 @@ def start_up(results: Results) -> None:
         },
         rounds=25,
     )
-    results.add("start-up A/A: importing typer and rich against itself", ratio(samples["again"], samples["bare"]), "ratio")
+    results.add(
+        "start-up A/A: importing typer and rich against itself", ratio(samples["again"], samples["bare"]), "ratio"
+    )
     results.add(
         "edgekit --help against importing typer and rich", ratio(samples["help"], samples["bare"]), "ratio", at_most=1.5
     )
@@ -71,10 +73,16 @@ def repeated_deploy(results: Results) -> None:
                 commands.append(server.log.count("Starting session: command") - before)
                 sent.append(result["bytes_sent"])
                 besides.append(seconds - _inference_seconds(result))
-                print("   ", f"{seconds:.2f} s", {k: round(v, 2) for k, v in result["seconds"].items()}, file=sys.stderr)
+                print(
+                    "   ", f"{seconds:.2f} s", {k: round(v, 2) for k, v in result["seconds"].items()}, file=sys.stderr
+                )
             besides.sort()
-            results.add("deploy of an unchanged model over SSH: seconds besides the inference", besides[2], "s", at_most=3)
-            results.add("deploy of an unchanged model: bytes of model, inputs and runtime sent", max(sent), "bytes", at_most=0)
+            results.add(
+                "deploy of an unchanged model over SSH: seconds besides the inference", besides[2], "s", at_most=3
+            )
+            results.add(
+                "deploy of an unchanged model: bytes of model, inputs and runtime sent", max(sent), "bytes", at_most=0
+            )
             results.add("deploy of an unchanged model: remote commands", max(commands), "commands", at_most=3)
             results.add(
                 "deploy of an unchanged model: conversions",
@@ -151,7 +159,16 @@ def conversion(results: Results) -> None:
 
         def ours() -> float:
             nonlocal document
-            argv = [*EDGEKIT, "compile", "--target", "linux-x86", "--recipe", "recipe-float.yaml", "--backend", "litert"]
+            argv = [
+                *EDGEKIT,
+                "compile",
+                "--target",
+                "linux-x86",
+                "--recipe",
+                "recipe-float.yaml",
+                "--backend",
+                "litert",
+            ]
             argv += ["--no-verify", "--out", str(folder / "out"), "--json"]
             # A new cache each time: everything is made anew.
             cache = tempfile.mkdtemp(dir=folder)

@@ -29,7 +29,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 PARENT = os.getppid()
 VERSION = 1
 MAX_REQUEST_BYTES = 16 << 20
-KIND = re.compile("latency|outputs")
+KIND = re.compile("latency|outputs|intermediates")
 DRIVER = re.compile(r"device_[a-z0-9_]{1,64}\.py")
 Json = dict[str, Any]
 
@@ -213,7 +213,7 @@ class Run:
                 runs = self._measure(common, files, runtime)
             after = facts.read()
         finally:
-            self._clean(releases, digest, keep_outputs=any(run["kind"] == "outputs" for run in runs))
+            self._clean(releases, digest, keep_outputs=any(run["kind"] != "latency" for run in runs))
         return {
             "facts_before": before,
             "facts_after": after,

@@ -17,10 +17,12 @@ class Driver:
         threads: Threads of the interpreter.
         bindings: The signature's (or tensor's) name of an input or output, where it is not ours:
             `inputs.image` → `args_0`.
-        options: `signature`: which one, where the file has several; `xnnpack`: false for the built-in kernels.
+        options: `signature`: which one, where the file has several; `xnnpack`: false for the built-in kernels;
+            `permute`: by input, the axes by which the data's layout becomes the file's; `float_io`: true to give and
+            take float32 where the file has integers with a scale.
     """
 
-    OPTIONS = ("signature", "xnnpack")
+    OPTIONS = ("signature", "xnnpack", "permute", "float_io")
 
     def __init__(self, path: str, threads: int, bindings: dict[str, str], options: dict[str, Any]) -> None:
         self._module, self._distribution = _interpreter_module()
@@ -40,6 +42,8 @@ class Driver:
         self.outputs = [self._described("outputs", name, detail) for name, detail in gives.items()]
         self._in = {spec["name"]: detail["index"] for spec, detail in zip(self.inputs, given.values())}
         self._out = {spec["name"]: detail["index"] for spec, detail in zip(self.outputs, gives.values())}
+        named = [*zip(self.inputs, given.values()), *zip(self.outputs, gives.values())]
+        self._detail = {detail["index"]: detail for _, detail in named}
 
     def _details(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Tensor details of inputs and outputs by signature name, or by tensor name where there is no signature.
@@ -69,12 +73,43 @@ class Driver:
         ours = {own: key[len(side) + 1 :] for key, own in self._bindings.items() if key.startswith(side + ".")}
         name = ours.get(native, ours.get(str(detail["name"]), native))
         shape = [int(size) for size in detail["shape"]]
-        return {"name": name, "shape": shape, "dtype": np.dtype(detail["dtype"]).name}
+        axes = self._axes(name) if side == "inputs" else None
+        if axes is not None:
+            if sorted(axes) != list(range(len(shape))):
+                raise ValueError(f"`permute` of the input '{name}' is {axes}, which are not its {len(shape)} axes")
+            shape = [size for _, size in sorted(zip(axes, shape))]
+        dtype = "float32" if self._scale(name, detail) else np.dtype(detail["dtype"]).name
+        return {"name": name, "shape": shape, "dtype": dtype}
+
+    def _axes(self, name: str) -> list[int] | None:
+        axes: list[int] | None = self._options.get("permute", {}).get(name)
+        return axes
+
+    def _scale(self, name: str, detail: Any) -> tuple[float, int] | None:
+        """Scale and zero point by which a tensor's integers stand for floats; None where they are taken as they are."""
+        if not self._options.get("float_io") or np.dtype(detail["dtype"]).kind not in "iu":
+            return None
+        scales = detail["quantization_parameters"]["scales"]
+        if len(scales) > 1:
+            raise ValueError(f"the tensor '{name}' has a scale for each channel, which an input or output cannot have")
+        if not len(scales):
+            return None
+        return float(scales[0]), int(detail["quantization_parameters"]["zero_points"][0])
 
     def prepare(self, arrays: dict[str, Any]) -> None:
         """Set the inputs; `arrays` has exactly the shapes and types of `inputs`."""
         for name, array in arrays.items():
-            self._interpreter.set_tensor(self._in[name], array)
+            self._interpreter.set_tensor(self._in[name], self._native(name, array))
+
+    def _native(self, name: str, array: Any) -> Any:
+        """An input as the file takes it: in its layout, and as integers where it has them."""
+        detail, axes = self._detail[self._in[name]], self._axes(name)
+        value = array if axes is None else np.ascontiguousarray(np.transpose(array, axes))
+        scale = self._scale(name, detail)
+        if scale is None:
+            return value
+        limits = np.iinfo(detail["dtype"])
+        return np.clip(np.rint(value / scale[0]) + scale[1], limits.min, limits.max).astype(detail["dtype"])
 
     def invoke(self) -> None:
         """One inference."""
@@ -82,7 +117,37 @@ class Driver:
 
     def results(self) -> dict[str, Any]:
         """Copies of the outputs of the last inference."""
-        return {name: self._interpreter.get_tensor(index) for name, index in self._out.items()}
+        return {name: self._result(name, self._detail[index]) for name, index in self._out.items()}
+
+    def _result(self, name: str, detail: Any) -> Any:
+        value = self._interpreter.get_tensor(detail["index"])
+        scale = self._scale(name, detail)
+        return value if scale is None else (value.astype(np.float32) - np.float32(scale[1])) * np.float32(scale[0])
+
+    def intermediates(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        """What each operator of the file gives, for inputs of exactly the model's shapes; integers are dequantized.
+
+        Computed by the built-in kernels: a delegate's inner values cannot be read.
+        """
+        interpreter = self._module.Interpreter(
+            model_path=self._path,
+            num_threads=self._threads,
+            experimental_preserve_all_tensors=True,
+            experimental_op_resolver_type=self._module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        )
+        interpreter.allocate_tensors()
+        for name, array in arrays.items():
+            interpreter.set_tensor(self._in[name], self._native(name, array))
+        interpreter.invoke()
+        details = {detail["index"]: detail for detail in interpreter.get_tensor_details()}
+        found: dict[str, Any] = {}
+        for operator in interpreter._get_ops_details():
+            for index in operator["outputs"]:
+                value = _as_float(interpreter, details.get(index))
+                if value is not None:
+                    name = str(details[index]["name"])
+                    found[name if name not in found else f"{name} ({index})"] = value
+        return found
 
     def facts(self) -> dict[str, Any]:
         """What ran; `xnnpack_applied` is None where the interpreter does not show its plan."""
@@ -99,6 +164,28 @@ class Driver:
             "delegate": "XNNPACK" if applied else None if applied is None else "none",
             "xnnpack_applied": applied,
         }
+
+
+def _as_float(interpreter: Any, detail: Any) -> Any:
+    """A tensor's values as floats; None for what is no floating-point quantity, or not kept at run time."""
+    if detail is None:
+        return None
+    kind = np.dtype(detail["dtype"]).kind
+    scales = detail["quantization_parameters"]["scales"]
+    if kind != "f" and (kind not in "iu" or not len(scales)):
+        return None
+    try:
+        value = interpreter.get_tensor(detail["index"])
+    except ValueError:
+        return None  # an operator's optional output, or one inside a composite
+    if kind == "f":
+        return value
+    zeros = detail["quantization_parameters"]["zero_points"]
+    axis = detail["quantization_parameters"]["quantized_dimension"]
+    shape = [1] * value.ndim
+    if len(scales) > 1:
+        shape[axis] = len(scales)
+    return (value.astype(np.float32) - zeros.reshape(shape)) * scales.reshape(shape)
 
 
 def _interpreter_module() -> tuple[Any, str]:

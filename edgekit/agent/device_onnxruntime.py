@@ -18,13 +18,15 @@ _DTYPES = {
 
 
 class Driver:
-    """One model in ONNX Runtime on the CPU.
+    """One model in ONNX Runtime.
 
     Args:
-        path: The `.onnx` file.
+        path: The `.onnx` or `.ort` file.
         threads: Threads within an operator.
         bindings: The model's own name of an input or output, where it is not ours: `inputs.image` → `args_0`.
-        options: `optimization`: `all` (default), `basic` or `none`.
+        options: `optimization`: `all` (default), `extended`, `basic` or `none`; `providers`: execution providers, the
+            preferred first (default: the CPU's); `unpack_weights`: whether weights stored in 8 bits for their size
+            alone are turned back into float32 once, while the model loads.
     """
 
     OPTIONS = ("optimization",)
@@ -52,14 +54,26 @@ class Driver:
         levels = runtime.GraphOptimizationLevel
         settings.graph_optimization_level = {
             "all": levels.ORT_ENABLE_ALL,
+            "extended": levels.ORT_ENABLE_EXTENDED,
             "basic": levels.ORT_ENABLE_BASIC,
             "none": levels.ORT_DISABLE_ALL,
         }[self._options.get("optimization", "all")]
-        self._session = runtime.InferenceSession(self._path, settings, providers=["CPUExecutionProvider"])
+        if self._options.get("unpack_weights"):
+            settings.add_session_config_entry("session.disable_quant_qdq", "1")
+        self._session = runtime.InferenceSession(self._path, settings, providers=self._providers())
         self.inputs = [self._described("inputs", node) for node in self._session.get_inputs()]
         self.outputs = [self._described("outputs", node) for node in self._session.get_outputs()]
         self._native = {spec["name"]: node.name for spec, node in zip(self.inputs, self._session.get_inputs())}
         self._fetch = [node.name for node in self._session.get_outputs()]
+
+    def _providers(self) -> list[str]:
+        """The providers asked for; the runtime itself would only warn of one that it does not have."""
+        wanted = [str(name) for name in self._options.get("providers", ["CPUExecutionProvider"])]
+        has = self._runtime.get_available_providers()
+        for name in wanted:
+            if name not in has:
+                raise ValueError(f"onnxruntime has no provider {name} here; it has: {', '.join(has)}")
+        return wanted
 
     def _described(self, side: str, node: Any) -> dict[str, Any]:
         ours = {native: key for key, native in self._bindings.items() if key.startswith(side + ".")}
@@ -78,6 +92,24 @@ class Driver:
     def results(self) -> dict[str, Any]:
         """The outputs of the last inference."""
         return {spec["name"]: value for spec, value in zip(self.outputs, self._values)}
+
+    def intermediates(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        """What each node of the file gives, for inputs of exactly the model's shapes; nothing is fused while loading."""
+        import onnx_outputs  # type: ignore[import-not-found]  # beside this file, as in agent.py
+
+        if self._path.endswith(".ort"):
+            raise ValueError("a file in ORT format does not show its inner values; compile it with `format: onnx`")
+        with open(self._path, "rb") as stream:
+            model, names = onnx_outputs.with_all_outputs(stream.read())
+        settings = self._runtime.SessionOptions()
+        settings.intra_op_num_threads = self._threads
+        settings.log_severity_level = 3
+        settings.graph_optimization_level = self._runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = self._runtime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+        floats = {node.name for node in session.get_outputs() if node.type in ("tensor(float)", "tensor(float16)")}
+        wanted = [name for name in dict.fromkeys(names) if name in floats]
+        values = session.run(wanted, {self._native[name]: array for name, array in arrays.items()})
+        return dict(zip(wanted, values))
 
     def facts(self) -> dict[str, Any]:
         """What ran, as far as the runtime tells."""

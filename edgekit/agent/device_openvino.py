@@ -80,6 +80,20 @@ class Driver:
         """Copies of the outputs of the last inference."""
         return {spec["name"]: self._request.get_output_tensor(i).data.copy() for i, spec in enumerate(self.outputs)}
 
+    def intermediates(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        """What each operation of the file gives, computed in float32, for inputs of exactly the model's shapes."""
+        core = self._runtime.Core()
+        model = core.read_model(self._path)
+        ports = _computed_floats(model)
+        results = [self._runtime.opset1.result(port) for port in ports.values()]
+        whole = self._runtime.Model(results, model.get_parameters(), "intermediates")
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(self._threads)}
+        request = core.compile_model(whole, "CPU", settings).create_infer_request()
+        for position, spec in enumerate(self.inputs):
+            request.set_input_tensor(position, self._runtime.Tensor(arrays[spec["name"]]))
+        request.infer()
+        return {name: request.get_output_tensor(i).data.copy() for i, name in enumerate(ports)}
+
     def facts(self) -> dict[str, Any]:
         """What ran, as far as the runtime tells."""
         found: dict[str, Any] = {
@@ -95,3 +109,26 @@ class Driver:
             precision = self._compiled.get_property("INFERENCE_PRECISION_HINT")
             found["precision"] = getattr(precision, "get_type_name", lambda: str(precision))()
         return found
+
+
+def _computed_floats(model: Any) -> dict[str, Any]:
+    """Ports of floating-point values that follow from an input, by name, in an order in which they can be computed."""
+    found: dict[str, Any] = {}
+    computed: set[str] = set()
+    for operation in model.get_ordered_ops():
+        kind, name = operation.get_type_name(), operation.get_name()
+        if kind == "Result":
+            continue
+        sources = [port.get_source_output().get_node().get_name() for port in operation.inputs()]
+        if kind != "Parameter" and not computed.intersection(sources):
+            continue
+        computed.add(name)
+        if kind == "Parameter":
+            continue
+        ports = operation.outputs()
+        for index, port in enumerate(ports):
+            if port.get_element_type().get_type_name() in ("f32", "f16", "bf16"):
+                label = operation.get_friendly_name()
+                label = label if len(ports) == 1 else f"{label}.{index}"
+                found[label if label not in found else f"{label} ({name})"] = port
+    return found

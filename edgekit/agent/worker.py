@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import urllib.parse
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -282,6 +283,26 @@ def outputs(driver: Any, task: dict[str, Any]) -> dict[str, Any]:
     return {"first_inference_ms": first, "examples": examples, "pss": pss}
 
 
+def intermediates(driver: Any, task: dict[str, Any]) -> dict[str, Any]:
+    """The model's inner values of all examples: `intermediates.npz` in `task["out"]`, as `docs/agent-protocol.md` says."""
+    import numpy as np
+
+    os.makedirs(task["out"], exist_ok=True)
+    columns: dict[str, list[Any]] = {}
+    examples = 0
+    for arrays, valid in InputSet(task["inputs"], driver.inputs).calls():
+        for name, value in driver.intermediates(arrays).items():
+            columns.setdefault(name, []).append(value)
+        examples += valid
+    index = [{"name": name, "file": f"{place:05d}"} for place, name in enumerate(columns)]
+    with zipfile.ZipFile(os.path.join(task["out"], "intermediates.npz"), "w") as archive:
+        archive.writestr("index.json", json.dumps(index))
+        for entry, values in zip(index, columns.values()):
+            with archive.open(entry["file"] + ".npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, np.stack(values), allow_pickle=False)
+    return {"examples": examples, "pss": pss_mib()}
+
+
 def health(driver: Any, task: dict[str, Any]) -> dict[str, Any]:
     """How close the outputs are to those that the host expects."""
     import numpy as np
@@ -321,7 +342,7 @@ def _cosine(left: Any, right: Any) -> float:
     return min(1.0, value) if math.isfinite(value) else 0.0
 
 
-KINDS = {"latency": latency, "outputs": outputs, "health": health}
+KINDS = {"latency": latency, "outputs": outputs, "intermediates": intermediates, "health": health}
 
 
 # --- the process ----------------------------------------------------------------------------------------------------

@@ -104,6 +104,8 @@ class Backend(abc.ABC):
     """Program formats that it converts: `pt2`, `onnx`."""
     schemes: ClassVar[tuple[str, ...]]
     """Quantization schemes that it can do."""
+    lays_out: ClassVar[bool] = False
+    """Whether its artifacts can take an input in another layout than the model does."""
     converter_modules: ClassVar[tuple[str, ...]]
     """Modules whose presence means that it can convert."""
     toolchain: ClassVar[tuple[str, ...]]
@@ -162,7 +164,28 @@ class Backend(abc.ABC):
                     hint=f"It can do: {can}.",
                 )
             )
+        if lowering.layout and not self.lays_out:
+            issues.append(
+                Issue(
+                    f"layout: {', '.join(lowering.layout)}",
+                    f"artifacts of the backend '{self.name}' take inputs in the model's own layout",
+                    hint="Leave out `layout`, or use the backend litert.",
+                )
+            )
         return issues
+
+    def unsupported_operators(self, exported: Any, lowering: Lowering) -> list[Issue]:
+        """Operators of an exported program that the converter cannot take, found before it is called.
+
+        Args:
+            exported: The `torch.export.ExportedProgram`.
+            lowering: The options of the compilation.
+
+        Returns:
+            One issue a place, with the module's path and the source line; empty where nothing is known to stand in the
+            way, or where a converter cannot be asked.
+        """
+        return []
 
     def refuse_unsupported(
         self, program_format: str, outputs: Sequence[TensorSpec], lowering: Lowering, target: Target
@@ -234,6 +257,14 @@ class Backend(abc.ABC):
             bindings=manifest.bindings,
             options=settings,
         )
+
+    def driven(self, artifact: Artifact) -> Artifact:
+        """The artifact as its driver shows it to programs, where that differs from the file's own interface.
+
+        A driver may take and give plain float values where the file has integers: the outputs' types are then those
+        that come back from a device.
+        """
+        return artifact
 
     def parse(self, output: RunOutput) -> list[Measurement]:
         """Measurements from what a run left; pure. The agent's document is one form for all backends."""

@@ -6,12 +6,13 @@ import contextlib
 import json
 import re
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from edgekit.backends._mil import conversion, packaging
+from edgekit.backends._mil import conversion, packaging, rewriting
 from edgekit.backends.base import Backend, CompileRequest, Converted, Issue
 from edgekit.core import schema
 from edgekit.core.errors import ConfigError, UnsupportedModelError
@@ -37,6 +38,9 @@ _COMPRESSION_IOS = 16
 _DEFAULT_IOS = 17
 # A macOS release reads what the iOS release of the same year reads.
 _IOS_OF_MACOS: Mapping[int, int] = {12: 15, 13: 16, 14: 17, 15: 18}
+_LABEL = "classLabel"
+# coremltools names the dictionary after the label, whatever the output was called.
+_PROBABILITIES = f"{_LABEL}_probs"
 _COMPRESSED = ("weight_only_wi8_afp32", "palette_4", "palette_2", "palette_1")
 
 
@@ -106,8 +110,10 @@ class CoreMl(Backend):
 
     def convert(self, request: CompileRequest, out: Path) -> Converted:
         """See `Backend.convert`."""
-        # Whatever coremltools prints must not end up in what our caller prints.
-        with contextlib.redirect_stdout(sys.stderr):
+        # What coremltools prints must not end up in what our caller prints, and torch's notes on its own deprecations
+        # concern nobody but coremltools.
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return _convert(request, out)
 
 
@@ -142,10 +148,9 @@ def _convert(request: CompileRequest, out: Path) -> Converted:
     exported = torch.export.load(request.program)
     inputs, outputs = _Interface(), _Interface()
     affine = [_add_input(ct, spec, options, inputs) for spec in request.inputs]
-    for spec in request.outputs:
-        _add_output(ct, spec, outputs)
+    exported = _add_outputs(ct, torch, exported, request, outputs)
     if any(pair is not None for pair in affine):
-        exported = _with_normalization(torch, exported, affine)
+        exported = rewriting.with_normalization(torch, exported, affine)
     scheme = request.lowering.quantize.scheme if request.lowering.quantize else None
     half = scheme == "float16" or options.precision == "float16"
     interface = conversion.Interface(
@@ -253,43 +258,30 @@ def _image_type(ct: Any, name: str, spec: TensorSpec, scale: float, bias: Sequen
     )
 
 
-def _with_normalization(torch: Any, exported: Any, affine: Sequence[Any]) -> Any:
-    """The program behind scale and bias by channel: Core ML's image inputs have one scale for all channels."""
-    inner = exported.module()
+def _add_outputs(ct: Any, torch: Any, exported: Any, request: CompileRequest, interface: _Interface) -> Any:
+    """Note the outputs; gives the program without those that repeat another one.
 
-    class Normalized(torch.nn.Module):  # type: ignore[misc, name-defined]  # torch is seen as Any
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = inner
-            for place, pair in enumerate(affine):
-                if pair is not None:
-                    self.register_buffer(f"scale_{place}", torch.tensor(pair[0]).reshape(1, -1, 1, 1))
-                    self.register_buffer(f"bias_{place}", torch.tensor(pair[1]).reshape(1, -1, 1, 1))
-
-        def forward(self, *tensors: Any) -> Any:
-            scaled = [
-                tensor
-                if affine[place] is None
-                else tensor * getattr(self, f"scale_{place}") + getattr(self, f"bias_{place}")
-                for place, tensor in enumerate(tensors)
-            ]
-            return self.inner(*scaled)
-
-    examples = tuple(
-        torch.zeros(node.meta["val"].shape, dtype=node.meta["val"].dtype)
-        for node in exported.graph.nodes
-        if node.op == "placeholder" and node.name in exported.graph_signature.user_inputs
-    )
-    return torch.export.export(Normalized(), examples, strict=False)
-
-
-def _add_output(ct: Any, spec: TensorSpec, interface: _Interface) -> None:
+    Raises:
+        UnsupportedModelError: An output is an input unchanged.
+    """
     import numpy as np
 
-    narrowed = _narrowed(spec, "output", interface)
-    name = _native_name(spec, "outputs", interface)
-    interface.types.append(ct.TensorType(name=name, dtype=np.dtype(narrowed.dtype).type))
-    interface.specs.append(narrowed)
+    for place in rewriting.passed_through(exported):
+        raise UnsupportedModelError(
+            f"The output '{request.outputs[place].name}' is an input unchanged; Core ML has no such output.",
+            "Leave it out of what the model returns.",
+        )
+    firsts = rewriting.first_places(exported)
+    for place, (first, spec) in enumerate(zip(firsts, request.outputs, strict=True)):
+        narrowed = _narrowed(spec, "output", interface)
+        interface.specs.append(narrowed)
+        name = _native_name(request.outputs[first], "outputs", interface)
+        if firsts.count(first) > 1:
+            interface.bindings[f"outputs.{spec.name}"] = name
+        if first == place:
+            interface.types.append(ct.TensorType(name=name, dtype=np.dtype(narrowed.dtype).type))
+    unique = sorted(set(firsts))
+    return exported if len(unique) == len(firsts) else rewriting.only_outputs(torch, exported, unique)
 
 
 def _classifier(ct: Any, outputs: Sequence[TensorSpec], options: Options, interface: _Interface) -> Any:
@@ -301,13 +293,13 @@ def _classifier(ct: Any, outputs: Sequence[TensorSpec], options: Options, interf
             f"The target option classifier wants one output with labels; the model has {len(labelled)}.",
             "Name the labels of one output in edgekit.yaml, or leave the option out.",
         )
-    place = labelled[0]
-    spec, native = outputs[place], interface.types[place].name
-    interface.bindings[f"outputs.{spec.name}"] = f"{native}_probs"
+    spec = outputs[labelled[0]]
+    native = _native_name(spec, "outputs", interface)
+    interface.bindings[f"outputs.{spec.name}"] = _PROBABILITIES
     interface.changed.append(
-        f"the output '{spec.name}' is a dictionary of label and value, and 'classLabel' is the best"
+        f"the output '{spec.name}' is a dictionary of label and value; '{_LABEL}' has the best label"
     )
-    return ct.ClassifierConfig(list(spec.labels), "classLabel", predicted_probabilities_output=native)
+    return ct.ClassifierConfig(list(spec.labels), _LABEL, predicted_probabilities_output=native)
 
 
 def _metadata(request: CompileRequest) -> dict[str, str]:

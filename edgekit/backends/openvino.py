@@ -2,35 +2,64 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from edgekit.backends import _openvino_recurrent as recurrent
+from edgekit.backends._openvino_quantize import SCHEMES, block_telemetry, quantized
 from edgekit.backends.base import Backend, CompileRequest, Converted, Issue
-from edgekit.core.errors import UnsupportedModelError
+from edgekit.core.artifact import Manifest
+from edgekit.core.errors import ConfigError, UnsupportedModelError, nearest
 from edgekit.core.extras import require
 from edgekit.core.files import write_atomic
 from edgekit.core.lowering import Lowering
 from edgekit.core.model import TensorSpec
 from edgekit.core.program import first_line
 from edgekit.core.target import Target
+from edgekit.core.workload import RunPlan, Workload
 
 MAIN = "model.xml"
 _EXTRA = "openvino"
+_DEVICES = ("CPU", "GPU", "NPU", "AUTO")
+_HINTS = ("f32", "f16", "bf16", "auto")
+_COUNTED = re.compile(r"(?P<kind>[A-Z]\w*?)_\d+")
+_PRECISIONS = ("float32", "float16")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a target file may set under `options: {openvino: …}`.
+
+    Attributes:
+        precision: How weights are stored: `float32`, or `float16` for half the size; they are computed with as the
+            hint says.
+        device: Where the model runs: `CPU`, `GPU`, `NPU` or `AUTO`.
+        precision_hint: What the device computes in: `f32`, `f16`, `bf16`, or `auto`, the device's own choice.
+        properties: Any other property of the runtime.
+    """
+
+    precision: str = "float32"
+    device: str = "CPU"
+    precision_hint: str = "f32"
+    properties: Mapping[str, Any] = field(default_factory=dict)
 
 
 class OpenVino(Backend):
-    """Converts with openvino.convert_model, shapes pinned."""
+    """Converts with openvino.convert_model, shapes pinned; quantizes with NNCF."""
 
     summary: ClassVar[str] = "OpenVINO: Intel CPU, GPU and NPU; Arm CPU"
     extra: ClassVar[str] = _EXTRA
     runtime_extra: ClassVar[str] = _EXTRA
     reads: ClassVar[tuple[str, ...]] = ("pt2", "onnx")
-    schemes: ClassVar[tuple[str, ...]] = ("float16",)
+    schemes: ClassVar[tuple[str, ...]] = SCHEMES
     converter_modules: ClassVar[tuple[str, ...]] = ("openvino",)
-    toolchain: ClassVar[tuple[str, ...]] = ("torch", "openvino")
+    toolchain: ClassVar[tuple[str, ...]] = ("torch", "openvino", "nncf")
     runtime_package: ClassVar[str] = "openvino"
     runtime_module: ClassVar[str] = "openvino"
     runtime_exclude: ClassVar[tuple[str, ...]] = ("openvino-telemetry",)
@@ -41,6 +70,7 @@ class OpenVino(Backend):
     ) -> list[Issue]:
         """See `Backend.unsupported`."""
         issues = super().unsupported(program_format, outputs, lowering, target)
+        options_of(target)
         if lowering.quantize and lowering.quantize.io != "float32":
             issues.append(
                 Issue(f"io: {lowering.quantize.io}", "OpenVINO keeps the model's types", hint="Leave out io.")
@@ -52,30 +82,97 @@ class OpenVino(Backend):
 
     def convert(self, request: CompileRequest, out: Path) -> Converted:
         """See `Backend.convert`."""
-        ov = require("openvino", _EXTRA, "the backend openvino")
-        source: Any = str(request.program)
-        if request.program.suffix == ".pt2":
-            torch = require("torch", "torch", "the backend openvino")
-            source = torch.export.load(request.program)
-        try:
-            model = ov.convert_model(source)
-        except Exception as error:
-            raise UnsupportedModelError(
-                f"OpenVINO cannot convert {request.source}: {first_line(error)}",
-                "Run with --verbose for its own words.",
-            ) from error
-        _pin(ov, model, request)
-        half = request.lowering.precision == "float16"
-        ov.save_model(model, str(out / MAIN), compress_to_fp16=half)
-        _drop_paths(out / MAIN)
-        inputs = tuple(_as_converted(spec, port) for spec, port in zip(request.inputs, model.inputs, strict=True))
-        outputs = tuple(_as_converted(spec, port) for spec, port in zip(request.outputs, model.outputs, strict=True))
-        changed = tuple(
-            f"'{now.name}' is {now.dtype} in the artifact; it was {was.dtype}"
-            for was, now in zip(request.inputs + request.outputs, inputs + outputs, strict=True)
-            if was.dtype != now.dtype
-        )
-        return Converted(MAIN, inputs, outputs, changed=changed)
+        block_telemetry()
+        # Progress bars of the converter and of NNCF must not end up in what our caller prints.
+        with contextlib.redirect_stdout(sys.stderr):
+            return _convert(request, out)
+
+    def run_plan(
+        self,
+        manifest: Manifest,
+        target: Target,
+        workloads: Sequence[Workload],
+        options: Mapping[str, Any] | None = None,
+    ) -> RunPlan:
+        """See `Backend.run_plan`."""
+        chosen = options_of(target)
+        settings: dict[str, Any] = {"device": chosen.device, "precision": chosen.precision_hint}
+        if chosen.properties:
+            settings["properties"] = dict(chosen.properties)
+        plan = super().run_plan(manifest, target, workloads, options)
+        return replace(plan, options=settings | dict(options or {}))
+
+
+def options_of(target: Target) -> Options:
+    """The target's options for this backend, checked.
+
+    Raises:
+        ConfigError: An option is unknown or has a value that it cannot have.
+    """
+    given = dict(target.options.get("openvino", {}))
+    defaults = vars(Options())
+    choices = {"precision": _PRECISIONS, "device": _DEVICES, "precision_hint": _HINTS}
+    for name, value in given.items():
+        if name not in defaults:
+            guess = nearest(name, defaults)
+            raise ConfigError(
+                f"The target '{target.name}' sets the unknown option openvino.{name}."
+                f"{f' Did you mean {guess!r}?' if guess else ''}",
+                f"Known: {', '.join(defaults)}.",
+            )
+        if name in choices and value not in choices[name]:
+            raise ConfigError(
+                f"The option openvino.{name} of the target '{target.name}' cannot be {value!r}.",
+                f"Known: {', '.join(choices[name])}.",
+            )
+        if name == "properties" and not isinstance(value, Mapping):
+            raise ConfigError(f"The option openvino.properties of the target '{target.name}' is a mapping.")
+    return Options(**given)
+
+
+def _convert(request: CompileRequest, out: Path) -> Converted:
+    ov = require("openvino", _EXTRA, recurrent.WHY)
+    options = options_of(request.target)
+    model = _read(ov, request)
+    _pin(ov, model, request)
+    if request.lowering.quantize is not None:
+        model = quantized(model, request, options.device)
+    _name_by_place(model)
+    half = request.lowering.precision == "float16" or options.precision == "float16"
+    ov.save_model(model, str(out / MAIN), compress_to_fp16=half)
+    _drop_paths(out / MAIN)
+    inputs = tuple(_as_converted(spec, port) for spec, port in zip(request.inputs, model.inputs, strict=True))
+    outputs = tuple(_as_converted(spec, port) for spec, port in zip(request.outputs, model.outputs, strict=True))
+    changed = tuple(
+        f"'{now.name}' is {now.dtype} in the artifact; it was {was.dtype}"
+        for was, now in zip(request.inputs + request.outputs, inputs + outputs, strict=True)
+        if was.dtype != now.dtype
+    )
+    return Converted(MAIN, inputs, outputs, changed=changed)
+
+
+def _read(ov: Any, request: CompileRequest) -> Any:
+    """The program as an OpenVINO model."""
+    try:
+        if request.program.suffix != ".pt2":
+            return ov.convert_model(str(request.program))
+        torch = require("torch", "torch", recurrent.WHY)
+        with warnings.catch_warnings():
+            # torch warns of its own internals while it loads and decomposes a program.
+            warnings.simplefilter("ignore")
+            exported = torch.export.load(request.program)
+            if not recurrent.has_recurrent(exported):
+                return ov.convert_model(exported)
+            decoder, extensions = recurrent.decoded(exported)
+            # A copy of its own: outputs that nothing uses still hang on to the translated one, and NNCF finds them.
+            return ov.convert_model(decoder, extension=extensions).clone()
+    except UnsupportedModelError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"OpenVINO cannot convert {request.source}: {first_line(error)}",
+            "Run with --verbose for its own words.",
+        ) from error
 
 
 def _pin(ov: Any, model: Any, request: CompileRequest) -> None:
@@ -91,6 +188,15 @@ def _pin(ov: Any, model: Any, request: CompileRequest) -> None:
     model.validate_nodes_and_infer_types()
     for port, spec in zip(model.outputs, request.outputs, strict=True):
         port.get_tensor().set_names({spec.name})
+
+
+def _name_by_place(model: Any) -> None:
+    """Number what OpenVINO numbered by a counter of the whole process: equal input has to give equal bytes."""
+    model.set_friendly_name("model")
+    for place, op in enumerate(model.get_ordered_ops()):
+        match = _COUNTED.fullmatch(op.get_friendly_name())
+        if match:
+            op.set_friendly_name(f"{match['kind']}_{place}")
 
 
 def _numpy_dtype(name: str) -> Any:

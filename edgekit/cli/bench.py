@@ -19,7 +19,9 @@ def register(app: typer.Typer) -> None:
     @verb(app, "bench", example="edgekit bench build/digits/linux-x86-litert-float32 --device local")
     def bench(
         screen: Screen,
-        artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT", help="Folders that `edgekit compile` wrote.")],
+        artifacts: Annotated[
+            list[Path], typer.Argument(metavar="ARTIFACT", help="Folders that `edgekit compile` wrote.")
+        ],
         device: options.DeviceName = None,
         threads: options.Threads = None,
         processes: options.Processes = 3,
@@ -29,10 +31,10 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Measure only; several artifacts take turns."""
         from edgekit.core.device import load_devices
+        from edgekit.core.places import DEVICES_FILE, find_root
         from edgekit.flow.deploy import deploy, devices_for
         from edgekit.flow.export import open_artifact
         from edgekit.flow.measure import new_run
-        from edgekit.core.places import DEVICES_FILE, find_root
 
         root = find_root(Path.cwd())
         known = load_devices(root / DEVICES_FILE)

@@ -87,9 +87,11 @@ def _guarded(function: Callable[..., int | None], screen: Any, options: dict[str
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        _tell(screen, EdgekitError(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"), debug)
+        _tell(
+            screen, EdgekitError(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"), debug
+        )
         return INTERNAL
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # whatever it is, a person gets a message
         internal = EdgekitError(
             f"edgekit itself failed: {type(error).__name__}: {error}",
             "Please report this, with the output of the same command and --debug.",

@@ -61,8 +61,8 @@ def register(app: typer.Typer) -> None:
         loose = artifact_at(source)
         if loose is not None:
             from edgekit.core.device import load_devices
-            from edgekit.flow.export import open_artifact
             from edgekit.core.places import DEVICES_FILE, find_root
+            from edgekit.flow.export import open_artifact
 
             root = find_root(Path.cwd())
             built = open_artifact(loose, root)

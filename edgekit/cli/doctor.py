@@ -5,12 +5,15 @@ from __future__ import annotations
 import platform
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from edgekit.cli.common import verb
 from edgekit.cli.screen import Screen
+
+if TYPE_CHECKING:
+    from edgekit.backends.base import Backend
 
 
 @dataclass(frozen=True)
@@ -93,10 +96,19 @@ def _backends() -> list[Check]:
                 backend.summary,
                 runs,
                 runtime,
-                "" if runs else _pip(backend.runtime_extra),
+                "" if runs else _to_run(backend),
             )
         )
     return found
+
+
+def _to_run(backend: Backend) -> str:
+    from edgekit.core.extras import is_installed
+
+    # Core ML's library installs everywhere and runs on a Mac only: installing it again would mend nothing.
+    if is_installed(backend.runtime_module):
+        return f"{platform.system()} cannot; devices can"
+    return _pip(backend.runtime_extra)
 
 
 def _frontends() -> list[Check]:

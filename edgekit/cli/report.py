@@ -23,9 +23,7 @@ def register(app: typer.Typer) -> None:
     )
     def report(
         screen: Screen,
-        run: Annotated[
-            list[str] | None, typer.Argument(metavar="RUN", help="Runs, by their first characters.")
-        ] = None,
+        run: Annotated[list[str] | None, typer.Argument(metavar="RUN", help="Runs, by their first characters.")] = None,
         list_: Annotated[bool, typer.Option("--list", help="List the stored runs.")] = False,
         html: options.Html = None,
         markdown: Annotated[

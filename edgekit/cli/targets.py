@@ -23,8 +23,8 @@ def register(app: typer.Typer) -> None:
         screen: Screen, name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show one in full.")] = None
     ) -> None:
         """List the targets, or explain one."""
-        from edgekit.core.target import find_targets, load_target, read_target
         from edgekit.core.places import find_root
+        from edgekit.core.target import find_targets, load_target, read_target
 
         root = find_root(Path.cwd())
         if name is not None:

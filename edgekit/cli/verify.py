@@ -20,7 +20,9 @@ def register(app: typer.Typer) -> None:
     @verb(app, "verify", example="edgekit verify build/digits/linux-x86-litert-float32")
     def verify(
         screen: Screen,
-        artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The artifact's folder, as `edgekit compile` wrote it.")],
+        artifact: Annotated[
+            Path, typer.Argument(metavar="ARTIFACT", help="The artifact's folder, as `edgekit compile` wrote it.")
+        ],
     ) -> int:
         """Check every file's hash, run the artifact here on its golden inputs, compare."""
         from edgekit.core import schema

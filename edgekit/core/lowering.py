@@ -20,6 +20,8 @@ Scheme = Literal[
 
 IoType = Literal["float32", "int8", "uint8"]
 
+InputLayout = Literal["NCHW", "NHWC"]
+
 
 @dataclass(frozen=True)
 class Quantize:
@@ -43,10 +45,12 @@ class Lowering:
     Attributes:
         quantize: The quantization, or None for float32 throughout.
         overrides: A quantization scheme, or `float32`, for single layers, by torch module path.
+        layout: The layout in which the artifact takes an input, by input name; the model's own where it is not named.
     """
 
     quantize: Quantize | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
+    layout: Mapping[str, InputLayout] = field(default_factory=dict)
 
     @property
     def precision(self) -> str:

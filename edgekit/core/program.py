@@ -100,8 +100,10 @@ class TorchProgram(Program):
 
             def forward(self, *tensors: Any) -> tuple[Any, ...]:
                 if self._keywords is not None:
-                    return tuple(flatten(self.inner(**dict(zip(self._keywords, tensors, strict=True))))[1])
-                return tuple(flatten(self.inner(*tensors))[1])
+                    outputs = flatten(self.inner(**dict(zip(self._keywords, tensors, strict=True))))[1]
+                else:
+                    outputs = flatten(self.inner(*tensors))[1]
+                return _distinct(outputs, tensors)
 
         return Flat(self.module, self.input_names if self.by_keyword else None).eval()
 
@@ -261,6 +263,18 @@ class OnnxProgram(Program):
 
         model = onnx.load(str(self.path), load_external_data=False)
         return sum(math.prod(initializer.dims) for initializer in model.graph.initializer)
+
+
+def _distinct(outputs: list[Any], inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The outputs, each a tensor of its own: runtimes name tensors, and one tensor has one name."""
+    seen = {id(tensor) for tensor in inputs}
+    found = []
+    for tensor in outputs:
+        # Not clone(): converters see through it.
+        again = id(tensor) in seen and str(tensor.dtype) != "torch.bool"
+        found.append(tensor + 0 if again else tensor)
+        seen.add(id(tensor))
+    return tuple(found)
 
 
 def flatten(value: Any) -> tuple[list[str], list[Any]]:

@@ -16,14 +16,14 @@ class ProcessRun:
 
     Attributes:
         workload: The workload's name.
-        kind: `latency` or `outputs`.
+        kind: `latency`, `outputs` or `intermediates`.
         process: Which repetition, from 0.
         init_ms: Importing the runtime.
         load_ms: From the model's file to an interpreter that is ready.
         first_inference_ms: The first inference after loading.
         warmup_ms: The inferences after the first and before timing.
         samples_ms: The timed inferences.
-        examples: Examples whose outputs were computed (`outputs` only).
+        examples: Examples that were computed (`outputs` and `intermediates`).
         memory: MiB by stage: `peak_rss_mib`, `peak_pss_mib`, `runtime_baseline_mib`, `model_delta_mib`; a figure that
             the system does not give is absent.
         runtime: `runtime`, `runtime_version`, `threads`, `delegate`, `xnnpack_applied`, … as the driver knows them.
@@ -67,7 +67,8 @@ class RunOutput:
         facts_before: State of the device before the workloads: CPU, memory, system, governor, temperature.
         facts_after: The same after them.
         runs: One entry a workload and process.
-        outputs: Files (`.npy`) by workload and output name.
+        outputs: Files (`.npy`) by workload and output name; of an `intermediates` workload, the one file
+            `intermediates.npz`.
         health: The health check, where there was one.
         released: Whether `current` now points to this artifact.
         previous: The digest of the release in force before.

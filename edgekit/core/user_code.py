@@ -125,7 +125,8 @@ def _is_users(filename: str) -> bool:
 
 
 def _is_users_module(module: object) -> bool:
-    # A package without __init__.py has a path and no file.
-    places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+    # Not getattr: libraries put objects there that answer to every name. A package without __init__.py has only a path.
+    names: dict[str, Any] = getattr(module, "__dict__", {})
+    places = [names.get("__file__"), *names.get("__path__", ())]
     found = [place for place in places if isinstance(place, str)]
     return bool(found) and all(_is_users(place) for place in found)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-WorkloadKind = Literal["latency", "outputs"]
+WorkloadKind = Literal["latency", "outputs", "intermediates"]
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,8 @@ class Workload:
     """One thing to do with a model on a device, each in a fresh process.
 
     Attributes:
-        kind: `latency` times repeated inferences on one example; `outputs` computes the outputs of all examples.
+        kind: `latency` times repeated inferences on one example; `outputs` computes the outputs of all examples;
+            `intermediates` gives what every operator of the file computes for them.
         name: What the result is filed under.
         threads: Threads the runtime may use.
         inputs: Which set of inputs, by its name in the run request.

@@ -31,6 +31,7 @@ from edgekit.flow.recipe import Recipe
 from edgekit.flow.source import load_source
 from edgekit.flow.state import ModelState
 from edgekit.flow.verify import HostRun, require_parity, run_on_host
+from edgekit.frontends.base import split_source
 
 if TYPE_CHECKING:
     from edgekit.core.task import Array
@@ -123,6 +124,9 @@ class Builder:
         """
         recipe = self.project.recipe_for(target)
         backend = choose_backend(target, backend_name)
+        source = self.project.root / split_source(self.project.source)[0]
+        if not source.exists():
+            raise ConfigError(f"There is no file '{source}'.", "Check `source:` in edgekit.yaml, or the path as typed.")
         guessed = "onnx" if self.project.source.endswith(".onnx") else "pt2"
         backend.refuse_unsupported(guessed, (), recipe.lowering, target)
         state = self.compressed(recipe)

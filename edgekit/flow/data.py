@@ -253,7 +253,7 @@ def _write(task: Task, work: Path, reference: str) -> dict[str, SplitIndex]:
                 )
             joined = np.concatenate(parts, axis=0)
             if joined.dtype.kind == "f" and not np.isfinite(joined).all():
-                raise ConfigError(f"The task's examples('{split}') hold values of '{name}' that are not finite.")
+                raise ConfigError(f"{reference}.examples('{split}') yields values of '{name}' that are not finite.")
             np.save(folder / f"{name}.npy", joined)
             digests[name] = sha256_file(folder / f"{name}.npy")
         found[split] = SplitIndex(sum(sizes), tuple(sizes), digests)

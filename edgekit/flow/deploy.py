@@ -6,7 +6,7 @@ import platform
 from collections.abc import Mapping, Sequence
 
 from edgekit.core.device import LOCAL, Device, choose_devices
-from edgekit.core.errors import ConfigError, EdgekitError
+from edgekit.core.errors import ConfigError, EdgekitError, MissingExtraError, UnsupportedModelError
 from edgekit.core.progress import Progress
 from edgekit.core.result import Result
 from edgekit.core.target import Target
@@ -14,6 +14,9 @@ from edgekit.flow.build import Built
 from edgekit.flow.measure import Settings, new_run, visit
 from edgekit.flow.store import Store
 from edgekit.flow.verify import local_device
+from edgekit.runners.base import registry as runners
+from edgekit.transports.base import connect
+from edgekit.transports.base import registry as transports
 
 _SAME_ARCH = {"AMD64": "x86_64", "arm64": "aarch64"}
 
@@ -30,8 +33,12 @@ def devices_for(
         every: Whether all units of the target are asked for.
 
     Raises:
-        ConfigError: None fits; says how to add one, or which to choose from.
+        ConfigError: None fits; says how to add one, or which to choose from. Or an entry's transport or options are
+            wrong.
+        UnsupportedModelError: No device of this target can be reached or run anything yet.
+        MissingExtraError: The transport of a unit needs a library that is not installed.
     """
+    _require_built(target)
     local = LOCAL in target.transports
     if name == LOCAL or (name is None and local and not any(d.target == target.name for d in known.values())):
         if not local:
@@ -45,7 +52,32 @@ def devices_for(
                 f"This machine is {arch}; the target '{target.name}' is {target.cpu.arch}.", "edgekit targets"
             )
         return [local_device(target)]
-    return choose_devices(known, target.name, name, every)
+    chosen = choose_devices(known, target.name, name, every)
+    for device in chosen:
+        _require_transport(device)
+    return chosen
+
+
+def _require_built(target: Target) -> None:
+    for kind, names, known in (("runner", target.runners, runners), ("transport", target.transports, transports)):
+        if names and not any(name in known for name in names):
+            raise UnsupportedModelError(
+                f"Deploying to '{target.name}' needs the {kind} {' or '.join(names)}, which this edgekit does not have"
+                " yet.",
+                f"edgekit compile --target {target.name} makes and verifies its artifact",
+            )
+
+
+def _require_transport(device: Device) -> None:
+    """What is wrong with an entry is said before minutes are spent on building for it."""
+    transport = connect(device)
+    pip = transport.missing()
+    if pip is not None:
+        raise MissingExtraError(
+            f"The device '{device.name}' is reached by {device.transport}, which needs a package that is not"
+            " installed.",
+            pip,
+        )
 
 
 def deploy(

@@ -150,7 +150,7 @@ def _job(built: Built, device: Device, settings: Settings, outputs: Path, releas
     if release and built.host is not None:
         health = HealthCheck("golden", built.host.outputs["golden"])
     return Job(
-        artifact=artifact,
+        artifact=backend.driven(artifact),
         plan=backend.run_plan(artifact.manifest, built.target, workloads),
         outputs=outputs,
         inputs={name: files for name, files in sets.items() if name in wanted},

@@ -243,11 +243,17 @@ def _user_modules(prefixes: tuple[str, ...]) -> set[str]:
     return found
 
 
-def _imported_distributions() -> dict[str, str]:
-    """Versions of the installed distributions whose modules are imported, and Python's own."""
+@functools.cache
+def _providers() -> dict[str, list[str]]:
+    """Installed distributions by the module they provide; read once a process, for it takes long."""
     import importlib.metadata
 
+    return dict(importlib.metadata.packages_distributions())
+
+
+def _imported_distributions() -> dict[str, str]:
+    """Versions of the installed distributions whose modules are imported, and Python's own."""
     top_level = {name.partition(".")[0] for name in sys.modules}
-    providers = importlib.metadata.packages_distributions()
+    providers = _providers()
     names = {distribution for module in top_level for distribution in providers.get(module, ())}
     return {name: version for name in sorted(names) if (version := version_of(name)) is not None}

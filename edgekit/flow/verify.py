@@ -18,7 +18,7 @@ from edgekit.core.files import sha256_text
 from edgekit.core.progress import Progress
 from edgekit.core.run_output import RunOutput
 from edgekit.core.target import Target
-from edgekit.core.workload import Workload
+from edgekit.core.workload import Workload, WorkloadKind
 from edgekit.flow.cache import Cache
 from edgekit.flow.evaluate import InputFiles, array_file, arrays_in
 from edgekit.runners.base import Job
@@ -195,7 +195,7 @@ def run_on_host(
     )
 
     def fill(staging: Path) -> None:
-        output = _execute(artifact, target, sets, staging / "outputs", progress)
+        output = execute_here(artifact, target, sets, staging / "outputs", progress)
         parity = {s.name: tuple(_compare_files(references[s.name], output.outputs[s.name]).values()) for s in sets}
         runtime = dict(output.runs[0].runtime) if output.runs else {}
         for name, files in output.outputs.items():
@@ -232,14 +232,29 @@ def local_device(target: Target) -> Device:
     return Device(LOCAL, target.name, "local", python=sys.executable)
 
 
-def _execute(
-    artifact: Artifact, target: Target, sets: Sequence[InputFiles], outputs: Path, progress: Progress
+def execute_here(
+    artifact: Artifact,
+    target: Target,
+    sets: Sequence[InputFiles],
+    outputs: Path,
+    progress: Progress,
+    kind: WorkloadKind = "outputs",
 ) -> RunOutput:
+    """Run an artifact on this host by the agent, in processes of their own: a bad file may crash its runtime.
+
+    Args:
+        artifact: What to run.
+        target: What it was compiled for.
+        sets: The sets of inputs; one workload each.
+        outputs: Folder that gets the outputs.
+        progress: Told what is done.
+        kind: What is computed of each set.
+    """
     backend = backends.create(artifact.manifest.backend)
-    workloads = [Workload("outputs", s.name, inputs=s.name) for s in sets]
+    workloads = [Workload(kind, s.name, inputs=s.name) for s in sets]
     plan = backend.run_plan(artifact.manifest, target, workloads)
     job = Job(
-        artifact=artifact,
+        artifact=backend.driven(artifact),
         plan=plan,
         outputs=outputs,
         inputs={s.name: s.files for s in sets},

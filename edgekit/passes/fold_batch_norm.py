@@ -112,6 +112,8 @@ def _pairs(program: TorchProgram) -> tuple[list[tuple[str, str]], list[str]]:
             reason = "what feeds it is neither a convolution nor a linear layer"
         elif len(source.users) > 1:
             reason = f"something else reads the output of '{layer}' too"
+        elif not _is_plain(modules[layer], *_layer_forwards()):
+            reason = f"'{layer}' does more than a plain layer does"
         elif calls[layer] > 1 or calls[norm] > 1:
             reason = "a module of the pair is used more than once"
         elif str(source.target) == "aten.linear.default" and source.meta["val"].dim() != 2:
@@ -120,8 +122,8 @@ def _pairs(program: TorchProgram) -> tuple[list[tuple[str, str]], list[str]]:
             reason = "its layer is a grouped transposed convolution"
         elif _is_shared(program.module, modules[layer]) or len(weight.users) > 1:
             reason = f"the weights of '{layer}' are shared with another layer"
-        elif not _is_plain(modules[layer], *_layer_forwards()) or weights.get(weight.name) != f"inner.{layer}.weight":
-            reason = f"'{layer}' computes its weight, or does more than a plain layer does"
+        elif weights.get(weight.name) != f"inner.{layer}.weight":
+            reason = f"'{layer}' computes its weight"
         if reason:
             skipped.append(f"{norm or node.name} stays: {reason}")
         else:

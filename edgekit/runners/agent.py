@@ -33,6 +33,9 @@ INSTALL_SECONDS = 900.0
 HEALTH_SECONDS = 600.0
 _SPARE_BYTES = 16 << 20
 _HEADER_BYTES = 4096
+INTERMEDIATES = "intermediates.npz"
+"""The one file that a workload of this kind leaves; see `docs/agent-protocol.md`."""
+_INTERMEDIATES_BYTES = 8 << 30
 _NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,128}")
 
 
@@ -274,17 +277,28 @@ class _Execution:
         specs = self.job.artifact.manifest.outputs
         found: dict[str, dict[str, Path]] = {}
         chosen = {workload.name: workload.inputs for workload in self.job.plan.workloads}
-        for name, examples in {run.workload: run.examples for run in ran.runs if run.kind == "outputs"}.items():
+        kinds = {run.workload: run.kind for run in ran.runs}
+        for name, examples in {run.workload: run.examples for run in ran.runs if run.kind != "latency"}.items():
             if examples != self._examples(chosen[name]):
                 raise StableDeviceError(
                     f"'{self.device.name}' computed {examples} examples of '{name}', not all of them."
                 )
             found[name] = {}
+            if kinds[name] == "intermediates":
+                found[name][INTERMEDIATES] = self._pull_intermediates(name)
+                continue
             with self.progress.step(f"fetching outputs from {self.device.name}", total=len(specs)) as step:
                 for spec in specs:
                     found[name][spec.name] = self._pull_one(name, spec, examples)
                     step.advance()
         return found
+
+    def _pull_intermediates(self, workload: str) -> Path:
+        local = self.job.outputs / workload / INTERMEDIATES
+        with self.progress.step(f"fetching inner values from {self.device.name}"):
+            remote = self.visit.remote("runs", self.run_id, workload, INTERMEDIATES)
+            self.visit.transport.pull(remote, local, _INTERMEDIATES_BYTES)
+        return local
 
     def _pull_one(self, workload: str, spec: TensorSpec, examples: int) -> Path:
         import numpy as np

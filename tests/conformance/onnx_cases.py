@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from edgekit.core.errors import EdgekitError
+from edgekit.core.errors import EdgekitError, UnsupportedModelError
 from edgekit.frontends._onnx_import import import_onnx, inputs_needed_constant
 
 EXCLUSIONS = Path(__file__).with_name("onnx_exclusions.yaml")
@@ -123,10 +123,16 @@ def operator_of(case: Any) -> str:
     return case.name.removeprefix("test_").split("_expanded")[0]
 
 
-def run_case(case: Any, *, export: bool = False) -> Outcome:
-    """Import a case's model, run it on the case's inputs, and compare."""
+def run_case(case: Any, *, export: bool = False, constant: Iterable[str] = ()) -> Outcome:
+    """Import a case's model, run it on the case's inputs, and compare.
+
+    Args:
+        case: The case.
+        export: Whether to run what `torch.export` makes of the module.
+        constant: Inputs that are constants in the model, as the weights of a real network are.
+    """
     try:
-        problem = next((p for data in case.data_sets if (p := _problem(case, *data, export))), "")
+        problem = next((p for data in case.data_sets if (p := _problem(case, *data, export, set(constant)))), "")
     except EdgekitError as error:
         problem = error.message
     except Exception as error:  # noqa: BLE001  # whatever a broken translation raises is this case's outcome, not the run's end
@@ -134,18 +140,12 @@ def run_case(case: Any, *, export: bool = False) -> Outcome:
     return Outcome(case.name, operator_of(case), problem)
 
 
-def _problem(case: Any, inputs: Any, expected: Any, export: bool) -> str:
+def _problem(case: Any, inputs: Any, expected: Any, export: bool, constant: set[str]) -> str:
     import torch
 
     names = [info.name for info in case.model.graph.input]
     arrays = {n: _numpy(a) for n, a in zip(names, inputs, strict=False) if a is not None}
-    shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-    constants: dict[str, Any] = {}
-    free = dict(shapes)
-    while needed := inputs_needed_constant(case.model, shapes=free, constants=constants):
-        constants |= {name: arrays[name] for name in needed}
-        free = {name: shape for name, shape in shapes.items() if name not in constants}
-    imported = import_onnx(case.model, shapes=free, constants=constants)
+    imported = _imported(case.model, arrays, {name: array for name, array in arrays.items() if name in constant})
     args = tuple(_tensor(arrays[name]) for name in imported.input_names)
     module: Any = imported.module
     if export:
@@ -154,6 +154,19 @@ def _problem(case: Any, inputs: Any, expected: Any, export: bool) -> str:
         results = module(*args)
     results = results if isinstance(results, tuple) else (results,)
     return _difference(case, results, expected, imported.output_names)
+
+
+def _imported(model: Any, arrays: dict[str, Any], constants: dict[str, Any]) -> Any:
+    """The module, with those inputs as constants that have to be."""
+    while True:
+        free = {name: tuple(array.shape) for name, array in arrays.items() if name not in constants}
+        try:
+            return import_onnx(model, shapes=free, constants=constants)
+        except UnsupportedModelError:
+            needed = inputs_needed_constant(model, shapes=free, constants=constants)
+            if not needed:
+                raise
+            constants = constants | {name: arrays[name] for name in needed}
 
 
 def _numpy(value: Any) -> Any:

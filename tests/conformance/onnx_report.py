@@ -1,7 +1,7 @@
 """Writes docs/onnx-operators.md: how many of the ONNX project's operator cases the importer passes.
 
-    python -m tests.conformance.onnx_report          write it
-    python -m tests.conformance.onnx_report --check  fail where what is committed says something else
+python -m tests.conformance.onnx_report          write it
+python -m tests.conformance.onnx_report --check  fail where what is committed says something else
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tests.conformance.onnx_cases import (
     settings,
 )
 
+_BODIES = "(function bodies, written out)"
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "onnx-operators.md"
 
 
@@ -90,7 +91,10 @@ def page(run: Run) -> str:
             "",
             "| case | why |",
             "|---|---|",
-            *(f"| `{name}` | {settings()['known_failures'].get(name, problem)} |" for name, problem in run.failed.items()),
+            *(
+                f"| `{name}` | {settings()['known_failures'].get(name, problem)} |"
+                for name, problem in run.failed.items()
+            ),
             "",
             "## Not tried",
             "",
@@ -122,15 +126,14 @@ def _by_operator(run: Run) -> list[str]:
     groups: dict[str, list[Outcome]] = defaultdict(list)
     for outcome in run.outcomes:
         # Cases of function bodies written out are named after the case, not after an operator.
-        groups[outcome.operator if outcome.operator[:1].isupper() or "." in outcome.operator else "(bodies)"].append(
+        groups[outcome.operator if outcome.operator[:1].isupper() or "." in outcome.operator else _BODIES].append(
             outcome
         )
     rows = []
     for operator, outcomes in sorted(groups.items()):
         passed = sum(not outcome.problem for outcome in outcomes)
-        how = "translated" if operator in own else "function"
-        if operator == "(bodies)":
-            operator, how = "(function bodies, written out)", "translated"
+        written_out = operator == _BODIES
+        how = "translated" if operator in own or written_out else "function"
         rows.append(f"| {operator} | {passed} of {len(outcomes)} | {how} |")
     return rows
 

@@ -17,7 +17,9 @@ def wheel_cache(tmp_path_factory):
 def artifacts(tmp_path_factory):
     """Exported artifacts of the small project, for the target loop-x86, by recipe: `folded` and `plain`."""
     person = Person(tmp_path_factory.mktemp("builder"))
-    write(person.cwd, {**PROJECT, "targets/loop-x86.yaml": LOOP_TARGET, "plain.yaml": "schema_version: 1\npasses: []\n"})
+    write(
+        person.cwd, {**PROJECT, "targets/loop-x86.yaml": LOOP_TARGET, "plain.yaml": "schema_version: 1\npasses: []\n"}
+    )
     for name, recipe in (("folded", "recipe.yaml"), ("plain", "plain.yaml")):
         person.run("compile", "-t", "loop-x86", "-b", "openvino", "-r", recipe, "--out", person.folder / name).check()
     return {name: person.folder / name / "loop-x86-openvino-float32" for name in ("folded", "plain")}
@@ -27,7 +29,8 @@ def artifacts(tmp_path_factory):
 def person(tmp_path, wheel_cache):
     person = Person(tmp_path / "person")
     (person.cache / "wheels").symlink_to(wheel_cache)
-    return person
+    yield person
+    person.leave()
 
 
 @pytest.fixture

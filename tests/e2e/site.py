@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
 from pathlib import Path
 
@@ -52,7 +51,7 @@ class Site:
     def current(self, model: str = "corners") -> str | None:
         """The release that programs on the device see."""
         link = self.root / "models" / model / "current"
-        return os.readlink(link).rpartition("/")[2] if link.is_symlink() else None
+        return link.readlink().name if link.is_symlink() else None
 
     def releases(self, model: str = "corners") -> set[str]:
         """All releases that are kept."""

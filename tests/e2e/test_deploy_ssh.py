@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import statistics
+import subprocess
 
 import numpy as np
 import pytest
 
-from tests.devices.sshd import make_key
+from tests.devices.sshd import eventually, make_key
 from tests.e2e.kit import QUICK, write, write_devices
 
 pytestmark = [pytest.mark.slow, pytest.mark.network]
@@ -58,17 +60,15 @@ def test_everything_on_the_device_is_in_one_folder_of_our_own(shared_site):
     assert [path.name for path in shared_site.sshd.home.iterdir()] == [".edgekit"]
     (runtime,) = (shared_site.root / "runtimes").iterdir()
     assert (runtime / "openvino").is_dir()
-    assert list((shared_site.root / "runs").iterdir()) == [] or True
 
 
 def test_programs_find_the_model_at_a_stable_path(shared_site):
     folder = shared_site.root / "models" / "corners" / "current"
-    manifest = json.loads((folder / "manifest.json").read_text()) if (folder / "manifest.json").exists() else None
     record = json.loads((folder / "release.json").read_text())
     assert (folder / record["main"]).is_file()
     for entry in record["files"]:
         assert hashlib.sha256((folder / entry["path"]).read_bytes()).hexdigest() == entry["sha256"]
-    assert manifest is None or manifest["name"] == "corners"
+    assert record["name"] == "corners"
 
 
 def test_a_second_deploy_converts_nothing_and_sends_nothing(shared_site, record_property, capsys):
@@ -170,22 +170,20 @@ def test_a_key_that_is_not_let_in_is_said(site, artifacts, tmp_path):
     stranger = make_key(tmp_path / "stranger")
     write_devices(site.person.cwd, pi=site.device(key=str(stranger.private)))
     error = site.person.run("deploy", artifacts["plain"], *QUICK).check(3).err
-    assert "login" in error and "refused" in error
+    assert "login" in error
+    assert "refused" in error
     assert str(stranger.private) in error
     assert not site.root.exists()
 
 
 def test_an_unknown_host_key_is_refused_until_it_is_trusted(site, artifacts):
     person = site.person
-    device = site.device(trusted=False)
-    options = {key: value for key, value in device.options.items() if key != "known_hosts"}
     write_devices(person.cwd, pi=site.device(trusted=False))
     error = person.run("deploy", artifacts["plain"], *QUICK).check(3).err
     assert site.sshd.fingerprint() in error
     assert "edgekit devices trust pi" in error
     assert not site.root.exists()
     assert "--yes" in person.run("devices", "trust", "pi").check(2).err
-    assert options
     trusted = person.run("devices", "trust", "pi", "--yes").check().out
     assert site.sshd.fingerprint() in trusted
     assert person.run("devices", "probe", "pi", "--json").check().json["facts"]["arch"] == "x86_64"
@@ -195,7 +193,8 @@ def test_a_changed_host_key_is_refused(site, artifacts):
     was = site.sshd.fingerprint()
     site.sshd.rotate_host_key()
     error = site.person.run("deploy", artifacts["plain"], *QUICK).check(3).err
-    assert was in error and site.sshd.fingerprint() in error
+    assert was in error
+    assert site.sshd.fingerprint() in error
     assert not site.root.exists()
 
 
@@ -207,16 +206,25 @@ def test_a_device_that_refuses_the_connection_is_tried_again_and_named(site, art
     assert "refused" in error
 
 
-def test_a_full_disk_on_the_device_is_said_before_anything_is_sent(site, artifacts):
-    import os
+@pytest.fixture
+def small_disk(site, tmp_path):
+    """The device keeps edgekit's folder on a file system of 8 MB, in a name space of its own: that needs no root."""
+    site.root.mkdir()
+    ready = tmp_path / "mounted"
+    user = [] if os.geteuid() == 0 else ["--map-root-user"]
+    mount = f"mount -t tmpfs -o size=8m tmpfs {site.root} && touch {ready} && exec sleep 600"
+    with subprocess.Popen(["unshare", "--mount", *user, "sh", "-c", mount]) as holder:
+        try:
+            assert eventually(ready.exists), "no name space can be made here"
+            enter = f"nsenter --target {holder.pid} --mount {'--user --preserve-credentials' if user else ''}"
+            site.sshd.wrap(f'[ -n "$SMALL" ] || SMALL=1 exec {enter} "$0"')
+            yield site
+        finally:
+            holder.kill()
 
-    (site.sshd.home / ".edgekit").mkdir()
-    # A file system of 8 MB that only this session sees: mounted in a name space, which needs no root.
-    name_space = "--mount" if os.geteuid() == 0 else "--mount --map-root-user"
-    site.sshd.wrap(
-        f'[ -n "$SMALL" ] || SMALL=1 exec unshare {name_space} "$0"\n'
-        "mount -t tmpfs -o size=8m tmpfs .edgekit || exit 1"
-    )
-    error = site.person.run("deploy", artifacts["plain"], *QUICK).check(3).err
-    assert "'pi' has " in error and "free below .edgekit; this needs" in error
+
+def test_a_full_disk_on_the_device_is_said_before_anything_is_sent(small_disk, artifacts):
+    error = small_disk.person.run("deploy", artifacts["plain"], *QUICK).check(3).err
+    assert "'pi' has " in error
+    assert "free below .edgekit; this needs" in error
     assert "devices.yaml" in error

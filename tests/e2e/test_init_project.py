@@ -97,7 +97,12 @@ def test_one_changed_weight_makes_a_new_artifact(newcomer):
     changed = newcomer.folder / "changed"
     shutil.copytree(newcomer.cwd, changed, ignore=shutil.ignore_patterns("build", ".edgekit", "__pycache__"))
     model = changed / "model.py"
-    model.write_text(model.read_text().replace("    return module.eval()", "    with torch.no_grad():\n        module.head.bias[0] += 0.25\n    return module.eval()"))
+    model.write_text(
+        model.read_text().replace(
+            "    return module.eval()",
+            "    with torch.no_grad():\n        module.head.bias[0] += 0.25\n    return module.eval()",
+        )
+    )
     arguments = ("compile", "-t", "linux-x86", "-b", "openvino", "--json")
     old = newcomer.run(*arguments).check().json["artifacts"][0]
     new = newcomer.run(*arguments, cwd=changed).check().json["artifacts"][0]
@@ -117,6 +122,8 @@ def test_compress_writes_a_checkpoint_that_compiles(newcomer, tmp_path):
     (record,) = done["history"]
     assert (record["name"], record["modified"]) == ("fold_batch_norm", True)
     assert record["metrics_before"]["top1"] == pytest.approx(record["metrics_after"]["top1"], abs=0.01)
-    made = newcomer.run("compile", tmp_path / "checkpoint", "-t", "linux-x86", "-b", "openvino", "--out", tmp_path / "o")
+    made = newcomer.run(
+        "compile", tmp_path / "checkpoint", "-t", "linux-x86", "-b", "openvino", "--out", tmp_path / "o"
+    )
     made.check()
     assert (tmp_path / "o" / "linux-x86-openvino-float32" / "manifest.json").is_file()

@@ -59,7 +59,9 @@ def test_while_sending(site, artifacts):
     assert eventually(lambda: not sftp_servers(site.sshd))
     assert list((site.root / "store").glob(".*.part")) == []
     assert site.current() is None
-    result = site.person.run("deploy", artifacts["plain"], "--device", "pi", "--json", *QUICK).check().json["results"][0]
+    result = (
+        site.person.run("deploy", artifacts["plain"], "--device", "pi", "--json", *QUICK).check().json["results"][0]
+    )
     assert site.current() == result["artifact_digest"]
     assert eventually(lambda: not processes_below(site.root))
 

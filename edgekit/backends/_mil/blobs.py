@@ -115,7 +115,8 @@ def from_bytes(data: memoryview, dtype: str, count: int) -> Array:
     unpacked = unpack_bits(np.frombuffer(data, np.uint8), SUB_BYTE_BITS[dtype], count)
     if dtype.startswith("int"):
         bits = SUB_BYTE_BITS[dtype]
-        return np.where(unpacked >= 1 << (bits - 1), unpacked.astype(np.int16) - (1 << bits), unpacked).astype(np.int8)
+        wide = unpacked.astype(np.int16)
+        return np.where(wide >= 1 << (bits - 1), wide - (1 << bits), wide).astype(np.int8)
     return unpacked
 
 
@@ -125,7 +126,8 @@ def unpack_bits(packed: Array, bits: int, count: int) -> Array:
 
     flat = np.unpackbits(np.ascontiguousarray(packed, dtype=np.uint8), bitorder="little", count=bits * count)
     places = (1 << np.arange(bits, dtype=np.uint16)).astype(np.uint16)
-    return (flat.reshape(count, bits) * places).sum(axis=1).astype(np.uint8)
+    numbers: Array = (flat.reshape(count, bits) * places).sum(axis=1).astype(np.uint8)
+    return numbers
 
 
 def _numpy_name(dtype: str) -> str:

@@ -55,7 +55,8 @@ def affine_dequantize(parameters: Parameters) -> Array:
     along[axis] = -1
     values = data.astype(np.float32)
     values -= _aligned(zero_point, along).astype(np.float32)
-    return (values * _aligned(scale, along)).astype(scale.dtype)
+    scaled: Array = (values * _aligned(scale, along)).astype(scale.dtype)
+    return scaled
 
 
 def blockwise_shift_scale(parameters: Parameters) -> Array:
@@ -66,7 +67,8 @@ def blockwise_shift_scale(parameters: Parameters) -> Array:
     values = data.astype(np.float32)
     if offset is not None:
         values -= _spread(np.asarray(offset), data.shape).astype(np.float32)
-    return (values * _spread(scale, data.shape)).astype(scale.dtype)
+    scaled: Array = (values * _spread(scale, data.shape)).astype(scale.dtype)
+    return scaled
 
 
 def lut_to_dense(parameters: Parameters) -> Array:
@@ -76,7 +78,8 @@ def lut_to_dense(parameters: Parameters) -> Array:
     lut, indices = np.asarray(parameters["lut"]), np.asarray(parameters["indices"])
     if "shape" in parameters:
         shape = _sizes(parameters["shape"])
-        return lut[unpack_bits(indices, int(math.log2(lut.size)), math.prod(shape))].reshape(shape)
+        flat: Array = lut[unpack_bits(indices, int(math.log2(lut.size)), math.prod(shape))]
+        return flat.reshape(shape)
     entries, vector = lut.shape[-2:]
     table = _spread(lut, indices.shape).reshape(-1, entries, vector)
     dense = table[np.arange(indices.size), indices.reshape(-1).astype(np.int64)].reshape(*indices.shape, vector)

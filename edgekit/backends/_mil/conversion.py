@@ -10,19 +10,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgekit.backends._mil import recurrent_lowering
-from edgekit.core.errors import EdgekitError, UnsupportedModelError
+from edgekit.backends._mil import recurrent_lowering, rewriting
+from edgekit.core.errors import UnsupportedModelError
 from edgekit.core.extras import require
 from edgekit.core.program import first_line
 
 EXTRA = "coreml"
 _WHY = "the backend coreml"
-_KEPT_WHOLE = ("lstm.input", "prelu.default")
+_ATTENTION = "scaled_dot_product_attention.default"
+_KEPT_WHOLE = ("lstm.input", "prelu.default", _ATTENTION)
 _GRU = "gru.input"
-_UNKNOWN_OPERATOR = (
-    re.compile(r"Unsupported fx node (?P<node>[\w.]+), kind (?P<kind>[\w.]+)"),
+_NAMED_OPERATOR = (
+    re.compile(r"Unsupported fx node [\w.]+, kind (?P<kind>[\w.]+)"),
     re.compile(r"PyTorch convert function for op '(?P<kind>[^']+)' not implemented"),
+    re.compile(r"not supported for the upsample op (?P<kind>\w+)"),
 )
+_MOST_DECOMPOSITIONS = 20
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,9 @@ class Interface:
 def convert(exported: Any, interface: Interface, has_gru: bool) -> tuple[Any, tuple[str, ...]]:
     """An `MLModel`, made by the first of the ways that works, and what is worth knowing of it.
 
-    The ways: recurrent layers and PReLU kept as operators of Core ML; everything decomposed as torch does it; the
-    TorchScript path.
+    The ways: recurrent layers, attention and PReLU kept as operators of Core ML; everything decomposed as torch does
+    it; the TorchScript path, which knows some operators (grid_sample, roll, unfold) that the others do not; at last
+    the first one, with each operator that coremltools stumbles over decomposed where torch can.
 
     Args:
         exported: The `ExportedProgram`, as exported.
@@ -62,57 +66,87 @@ def convert(exported: Any, interface: Interface, has_gru: bool) -> tuple[Any, tu
     for way, note in _ways(exported, interface, has_gru):
         try:
             return way(), note
-        except EdgekitError:
-            raise
         except Exception as error:  # noqa: BLE001  # coremltools raises every kind there is; each means: try the next
             failures.append(error)
     raise _refusal(exported, failures) from failures[0]
 
 
-def _ways(
-    exported: Any, interface: Interface, has_gru: bool
-) -> Iterator[tuple[Callable[[], Any], tuple[str, ...]]]:
+def _ways(exported: Any, interface: Interface, has_gru: bool) -> Iterator[tuple[Callable[[], Any], tuple[str, ...]]]:
     torch = require("torch", EXTRA, _WHY)
-    found = {str(node.target).removeprefix("aten.") for node in exported.graph.nodes if node.op == "call_function"}
+    calls = [node for node in exported.graph.nodes if node.op == "call_function"]
+    found = {str(node.target).removeprefix("aten.") for node in calls}
+    if any(node.kwargs.get("enable_gqa") for node in calls):
+        # coremltools does not look at it.
+        found.discard(_ATTENTION)
     kept = [name for name in (*_KEPT_WHOLE, *((_GRU,) if has_gru else ())) if name in found]
-    notes = ()
+    notes: tuple[str, ...] = ()
     if _GRU in found and not has_gru:
         notes = ("the GRU is unrolled into its steps: Core ML has torch's GRU as an operator from iOS 18 on",)
     if kept:
         yield lambda: _from_exported(torch, exported, interface, kept), notes
-    unrolled = tuple(f"{name.split('.')[0]} is unrolled into simpler operators" for name in kept)
-    yield lambda: _from_exported(torch, exported, interface, ()), notes + unrolled
+    apart = tuple(f"{name.split('.')[0]} is taken apart into simpler operators" for name in kept)
+    yield lambda: _from_exported(torch, exported, interface, ()), notes + apart
     yield lambda: _from_trace(torch, exported, interface), ("it was converted through TorchScript",)
+    yield lambda: _from_exported(torch, exported, interface, kept, deeper=True), notes
 
 
-def _from_exported(torch: Any, exported: Any, interface: Interface, kept: Sequence[str]) -> Any:
+def _from_exported(torch: Any, exported: Any, interface: Interface, kept: Sequence[str], deeper: bool = False) -> Any:
     table = torch.export.default_decompositions()
     for name in kept:
-        base, overload = name.split(".")
-        table.pop(getattr(getattr(torch.ops.aten, base), overload))
-    if _has_tanh_gelu(exported):
-        # coremltools 9 overlooks `approximate="tanh"` and writes the exact GELU: 74 dB instead of 130 and more.
-        gelu = torch.ops.aten.gelu.default
-        table[gelu] = torch._decomp.get_decompositions([gelu])[gelu]
+        table.pop(_overload(torch, name))
+    # torch's own kind of table: of dict's ways to add, only this one works on it.
+    table.update(_corrections(torch, exported))
     if kept:
         recurrent_lowering.register(gru=_GRU in kept)
+    for _ in range(_MOST_DECOMPOSITIONS if deeper else 0):
+        decomposed = exported.run_decompositions(table)
+        try:
+            return _convert(decomposed, interface)
+        except Exception as error:
+            more = _decomposition_of(torch, decomposed, _operator_in(error))
+            if not more:
+                raise
+            table.update(more)
     return _convert(exported.run_decompositions(table), interface)
 
 
-def _has_tanh_gelu(exported: Any) -> bool:
-    return any(
-        str(node.target) == "aten.gelu.default" and node.kwargs.get("approximate", "none") != "none"
-        for node in exported.graph.nodes
-    )
+def _overload(torch: Any, name: str) -> Any:
+    base, overload = name.split(".")
+    return getattr(getattr(torch.ops.aten, base), overload)
+
+
+def _corrections(torch: Any, exported: Any) -> dict[Any, Any]:
+    """Decompositions of what coremltools 9 translates wrongly without a word, where the program has it."""
+    wrong = set()
+    for node in exported.graph.nodes:
+        target = str(node.target)
+        if target == "aten.gelu.default" and node.kwargs.get("approximate", "none") != "none":
+            # It writes the exact GELU: 74 dB instead of 140.
+            wrong.add(torch.ops.aten.gelu.default)
+        if target in ("aten.celu.default", "aten.selu.default") or (
+            target == "aten.elu.default" and len(node.args) > 2
+        ):
+            # It drops the scales of the ELU that these become: 26 dB.
+            wrong.add(torch.ops.aten.elu.default)
+    return dict(torch._decomp.get_decompositions(sorted(wrong, key=str))) if wrong else {}
+
+
+def _decomposition_of(torch: Any, decomposed: Any, operator: str) -> dict[Any, Any]:
+    """What torch makes of an operator that coremltools does not take; empty where torch has nothing."""
+    base = operator.partition(".")[0]
+    known = torch._decomp.decomposition_table
+    targets = {node.target for node in decomposed.graph.nodes if node.op == "call_function"}
+    named = {target for target in targets if hasattr(target, "overloadpacket") and base == _base_name(target)}
+    return {target: known[target] for target in named if target in known}
+
+
+def _base_name(target: Any) -> str:
+    return str(target.overloadpacket.__name__)
 
 
 def _from_trace(torch: Any, exported: Any, interface: Interface) -> Any:
-    examples = tuple(
-        torch.zeros(node.meta["val"].shape, dtype=node.meta["val"].dtype)
-        for node in exported.graph.nodes
-        if node.op == "placeholder" and node.name in exported.graph_signature.user_inputs
-    )
     with torch.no_grad():
+        examples = rewriting.example_inputs(torch, exported)
         traced = torch.jit.trace(exported.module(), examples, check_trace=False)
     return _convert(traced.eval(), interface)
 
@@ -131,16 +165,23 @@ def _convert(source: Any, interface: Interface) -> Any:
     )
 
 
+def _operator_in(error: Exception) -> str:
+    """The torch operator that an error of coremltools is about; empty where it names none."""
+    for pattern in _NAMED_OPERATOR:
+        match = pattern.search(str(error))
+        if match:
+            return match["kind"]
+    return ""
+
+
 def _refusal(exported: Any, failures: Sequence[Exception]) -> UnsupportedModelError:
     for error in failures:
-        for pattern in _UNKNOWN_OPERATOR:
-            match = pattern.search(str(error))
-            if match:
-                kind = match["kind"]
-                return UnsupportedModelError(
-                    f"Core ML cannot take the operator '{kind}'{_where(exported, kind)}.",
-                    "Replace it by simpler operators, or compile for a target of another backend.",
-                )
+        operator = _operator_in(error)
+        if operator:
+            return UnsupportedModelError(
+                f"Core ML cannot take the operator '{operator}'{_where(exported, operator)}.",
+                "Replace it by simpler operators, or compile for a target of another backend.",
+            )
     return UnsupportedModelError(
         f"coremltools cannot convert this model: {first_line(failures[0])}", "Run with --verbose for its own words."
     )

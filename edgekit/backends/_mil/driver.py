@@ -31,9 +31,7 @@ class Driver:
         options: None are known.
     """
 
-    def __init__(
-        self, path: str | Path, threads: int, bindings: Mapping[str, str], options: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, path: str | Path, threads: int, bindings: Mapping[str, str], options: Mapping[str, Any]) -> None:
         self._torch = require("torch", "torch", "the reference evaluation of Core ML packages")
         self._path = Path(path)
         self._threads = threads
@@ -54,8 +52,8 @@ class Driver:
         """
         evaluator = ReferenceEvaluator(self._path)
         self._evaluator = evaluator
-        self.inputs = [self._described("inputs", feature) for feature in evaluator.inputs]
-        self.outputs = [self._described("outputs", feature) for feature in evaluator.outputs]
+        self.inputs = [entry for feature in evaluator.inputs for entry in self._described("inputs", feature)]
+        self.outputs = [entry for feature in evaluator.outputs for entry in self._described("outputs", feature)]
 
     def prepare(self, arrays: Mapping[str, Array]) -> None:
         """Take the inputs, by our names, of exactly the shapes.
@@ -109,11 +107,9 @@ class Driver:
     def _native(self, side: str, name: str) -> str:
         return self._bindings.get(f"{side}.{name}", name)
 
-    def _described(self, side: str, feature: Feature) -> dict[str, Any]:
-        ours = {self._native(side, key.partition(".")[2]): key.partition(".")[2] for key in self._bindings if key.startswith(f"{side}.")}
-        kinds = {"string": "str", "dictionary": "float32"}
-        return {
-            "name": ours.get(feature.name, feature.name),
-            "shape": list(feature.shape),
-            "dtype": feature.dtype or kinds.get(feature.kind, "float32"),
-        }
+    def _described(self, side: str, feature: Feature) -> list[dict[str, Any]]:
+        """The feature under each of our names: two of our outputs may be one in the package."""
+        bound = [key.partition(".")[2] for key, native in self._bindings.items() if native == feature.name]
+        ours = [name for name in bound if self._bindings.get(f"{side}.{name}") == feature.name]
+        dtype = feature.dtype or ("str" if feature.kind == "string" else "float32")
+        return [{"name": name, "shape": list(feature.shape), "dtype": dtype} for name in ours or [feature.name]]

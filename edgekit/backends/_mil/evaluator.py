@@ -224,7 +224,7 @@ class ReferenceEvaluator:
             raise ConfigError(f"The ML Program does not compute the output '{feature.name}'.", "Compile it anew.")
         value = environment[feature.name]
         if isinstance(value, dict):
-            return np.array(list(value.values()), np.float32)
+            return np.array([list(value.values())], np.float32)
         if not hasattr(value, "numpy"):
             return np.array(value)
         array: Array = value.numpy()

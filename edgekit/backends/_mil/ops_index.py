@@ -20,9 +20,7 @@ def _positions(torch: Any, args: Args, x: Any) -> list[Any]:
         if single[axis]:
             found.append(torch.tensor([begin[axis] % size if begin[axis] < 0 else begin[axis]]))
             continue
-        piece = slice(
-            None if from_edge[axis] else begin[axis], None if to_edge[axis] else end[axis], stride[axis] or 1
-        )
+        piece = slice(None if from_edge[axis] else begin[axis], None if to_edge[axis] else end[axis], stride[axis] or 1)
         found.append(torch.tensor(range(*piece.indices(size)), dtype=torch.int64))
     return found
 

@@ -104,7 +104,10 @@ def gru(torch: Any, args: Args) -> Any:
     """
     x, hidden = args.tensor("x"), args.tensor("initial_h")
     linear = torch.nn.functional.linear
-    gate, out = _activation(torch, args, "recurrent_activation", "sigmoid"), _activation(torch, args, "activation", "tanh")
+    gate, out = (
+        _activation(torch, args, "recurrent_activation", "sigmoid"),
+        _activation(torch, args, "activation", "tanh"),
+    )
     after, backwards = args.flag("reset_after"), args.text("direction", "forward") == "reverse"
     projected = linear(x, args.tensor("weight_ih"), args.optional("input_bias"))
     reset_w, candidate_w, update_w = args.tensor("weight_hh").chunk(3)

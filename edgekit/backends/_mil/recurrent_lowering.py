@@ -74,6 +74,8 @@ def register(gru: bool) -> None:
 
 def _lstm_input(context: Any, node: Any) -> None:
     """`aten.lstm.input`: input, (h, c), parameters, biased, layers, dropout, train, bidirectional, batch first."""
+    import numpy as np
+
     mb = require("coremltools.converters.mil.mil", "coreml", _WHY).Builder
     call = _Call(context, node)
     hidden_state, cell_state = call.states
@@ -91,7 +93,7 @@ def _lstm_input(context: Any, node: Any) -> None:
             arguments[f"weight_ih{suffix}"] = reorder(side.into, _LSTM_ORDER)
             arguments[f"weight_hh{suffix}"] = reorder(side.across, _LSTM_ORDER)
             if side.into_bias is not None and side.across_bias is not None:
-                arguments[f"bias{suffix}"] = reorder(side.into_bias + side.across_bias, _LSTM_ORDER)
+                arguments[f"bias{suffix}"] = reorder(np.add(side.into_bias, side.across_bias), _LSTM_ORDER)
         x, last, cell = mb.lstm(**arguments)
         lasts += _split_states(mb, last, width)
         cells += _split_states(mb, cell, width)

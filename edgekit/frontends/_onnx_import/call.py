@@ -25,7 +25,6 @@ class Call:
         operands: Its operands; None where one is left out.
         operand_names: What the model calls them.
         outputs: Names of its outputs; empty where one is not wanted.
-        uses: How many nodes and graph outputs read each value of this graph.
         builder: Where the graph is written.
         subgraph: Translates a graph attribute in the node's own scope and answers with its outputs.
     """
@@ -37,7 +36,6 @@ class Call:
     operands: tuple[Value, ...]
     operand_names: tuple[str, ...]
     outputs: tuple[str, ...]
-    uses: Mapping[str, int]
     builder: Builder
     subgraph: Callable[[Any], tuple[Value, ...]]
 

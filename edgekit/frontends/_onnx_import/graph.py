@@ -6,6 +6,7 @@ torch's fake tensors, works out shape and type of the result, so that code that 
 
 from __future__ import annotations
 
+import keyword
 import operator
 import re
 import types
@@ -13,8 +14,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from edgekit.frontends._onnx_import.errors import Refused
+from edgekit.frontends._onnx_import.fusion import merge_biases
 from edgekit.frontends._onnx_import.libs import fx, nn, torch
 
+_RESERVED = ("device", "fx_pytree", "inf", "math", "nan", "operator", "pytree", "self", "torch")
+"""Names that the generated forward function uses itself: an input of such a name would hide them."""
 _METHODS = (types.MethodDescriptorType, types.WrapperDescriptorType)
 
 
@@ -114,7 +118,8 @@ class Builder:
         self._mode = torch._subclasses.fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
         self._constants: dict[int, tuple[Any, Traced]] = {}
         self._names: dict[int, tuple[Any, str]] = {}
-        self._taken: set[str] = set()
+        self._taken = set(_RESERVED)
+        self._shapes: dict[Any, tuple[int, ...]] = {}
 
     def placeholder(self, name: str, shape: tuple[int, ...], dtype: Any) -> Traced:
         """A new input."""
@@ -166,6 +171,7 @@ class Builder:
             nodes.append(traced.node)
         self.graph.output(nodes[0] if len(nodes) == 1 else tuple(nodes))
         _drop_unused(self.graph)
+        merge_biases(self.root, self.graph, self._shapes)
         self.graph.lint()
         return fx.GraphModule(self.root, self.graph, "ImportedOnnx").eval()
 
@@ -184,6 +190,7 @@ class Builder:
 
     def _wrap(self, node: Any, result: Any) -> Any:
         if isinstance(result, torch.Tensor):
+            self._shapes[node] = tuple(result.shape)
             return Traced(self, node, result)
         if isinstance(result, tuple | list):
             parts = [self.graph.call_function(operator.getitem, (node, i)) for i in range(len(result))]
@@ -203,13 +210,14 @@ class Builder:
             self.root.register_buffer(name, held)
         # The module does not exist yet, so fx cannot see that the attribute will be there.
         node = self.graph.create_node("get_attr", name, name=name)
+        self._shapes[node] = tuple(held.shape)
         traced = Traced(self, node, self._mode.from_tensor(held))
         self._constants[id(tensor)] = (tensor, traced)
         return traced
 
     def _unique(self, wanted: str) -> str:
         name, count = wanted, 1
-        while name in self._taken or hasattr(self.root, name):
+        while name in self._taken or hasattr(fx.GraphModule, name) or hasattr(self.root, name):
             name, count = f"{wanted}_{count}", count + 1
         self._taken.add(name)
         return name
@@ -218,7 +226,9 @@ class Builder:
 def identifier(name: str) -> str:
     """An ONNX name as a Python identifier: `/layer1/0/conv/Conv` becomes `layer1_0_conv_Conv`."""
     cleaned = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_")
-    return cleaned if cleaned and not cleaned[0].isdigit() else f"n{cleaned}"
+    if not cleaned or cleaned[0].isdigit():
+        return f"n{cleaned}"
+    return f"{cleaned}_" if keyword.iskeyword(cleaned) else cleaned
 
 
 def leaves(value: Any) -> Iterator[Any]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections import ChainMap, Counter
+from collections import ChainMap
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from edgekit.core.program import first_line
 from edgekit.frontends._onnx_import import functions
-from edgekit.frontends._onnx_import.call import Call, is_known
+from edgekit.frontends._onnx_import.call import Call
 from edgekit.frontends._onnx_import.dtypes import WIDE_UNSIGNED, tensor_from_proto
 from edgekit.frontends._onnx_import.errors import Declined, Refusal, Refused, UnknownOperand
-from edgekit.frontends._onnx_import.graph import Builder, Traced, identifier
+from edgekit.frontends._onnx_import.graph import Builder, identifier
 from edgekit.frontends._onnx_import.libs import Value, onnx, torch
 from edgekit.frontends._onnx_import.registry import Entry, find
 
@@ -35,14 +35,12 @@ class Frame:
         opsets: Opset by domain.
         values: Values by ONNX name; an initializer that nothing has read yet is still an ONNX tensor.
         attributes: Values of attributes that a function body refers to.
-        uses: How many nodes and outputs read each value.
         inside: Where the body belongs to: the name of the node that called the function; empty at the top.
     """
 
     opsets: Mapping[str, int]
     values: MutableMapping[str, Any]
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    uses: Mapping[str, int] = field(default_factory=dict)
     inside: str = ""
 
 
@@ -67,8 +65,6 @@ class Translator:
 
     def run(self, nodes: Iterable[Any], outputs: Iterable[str], frame: Frame) -> tuple[Value, ...]:
         """Translate `nodes` in order; the values of `outputs`."""
-        nodes, outputs = list(nodes), list(outputs)
-        frame.uses = uses_of(nodes, outputs)
         for node in nodes:
             self._node(node, frame)
         return tuple(self._value(name, frame) for name in outputs)
@@ -112,7 +108,7 @@ class Translator:
             IndexError,
             KeyError,
             AttributeError,
-            NotImplementedError,
+            AssertionError,
         ) as error:
             # torch refuses what its kernels cannot do; the node that asked for it is what the person needs to know.
             outputs = self._refuse(node, domain, opset, label, f"torch says: {first_line(error)}")
@@ -146,7 +142,6 @@ class Translator:
                 operands=operands,
                 operand_names=tuple(node.input),
                 outputs=tuple(node.output),
-                uses=frame.uses,
                 builder=self.builder,
                 subgraph=lambda graph: self._subgraph(graph, frame),
             )
@@ -196,18 +191,6 @@ def opsets_of(holder: Any) -> dict[str, int]:
     return {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in holder.opset_import}
 
 
-def uses_of(nodes: Iterable[Any], outputs: Iterable[str]) -> Counter[str]:
-    """How often each value is read, subgraphs included."""
-    counts = Counter(outputs)
-    for node in nodes:
-        counts.update(node.input)
-        for attribute in node.attribute:
-            graphs = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
-            for graph in graphs:
-                counts.update(uses_of(graph.node, [output.name for output in graph.output]))
-    return counts
-
-
 def run_entry(entry: Entry, call: Call) -> tuple[Value, ...]:
     """Run one translation, computing wide unsigned integers as int64 where it says so; its outputs as a tuple."""
     operands = call.operands
@@ -224,6 +207,3 @@ def run_entry(entry: Entry, call: Call) -> tuple[Value, ...]:
 
 def _as_tuple(result: Any) -> tuple[Value, ...]:
     return tuple(result) if isinstance(result, tuple | list) else (result,)
-
-
-__all__ = ["Frame", "Traced", "Translator", "is_known"]

@@ -7,4 +7,6 @@ from tests.e2e.kit import Person
 
 @pytest.fixture
 def person(tmp_path):
-    return Person(tmp_path / "person")
+    person = Person(tmp_path / "person")
+    yield person
+    person.leave()

@@ -7,10 +7,11 @@ import signal
 
 import pytest
 
-from edgekit.cli import common
-from edgekit.cli.screen import Screen
 from edgekit.core import errors
 from tests.e2e.kit import PROJECT, write
+
+# Typer asks click for names that click means to drop; imported here, in this process, that is an error.
+quiet_import = pytest.mark.filterwarnings("ignore:.*Click 9:DeprecationWarning")
 
 VERBS = [
     ("init",),
@@ -115,6 +116,7 @@ def test_debug_shows_the_traceback_and_keeps_the_exit_code(person):
     assert "Traceback" in done.err
 
 
+@quiet_import
 @pytest.mark.parametrize(
     ("raised", "code"),
     [
@@ -135,6 +137,9 @@ def test_debug_shows_the_traceback_and_keeps_the_exit_code(person):
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
 )
 def test_what_is_raised_decides_the_exit_code(raised, code, capfd, monkeypatch):
+    from edgekit.cli import common
+    from edgekit.cli.screen import Screen
+
     def verb(screen: Screen) -> None:
         raise raised
 
@@ -147,7 +152,11 @@ def test_what_is_raised_decides_the_exit_code(raised, code, capfd, monkeypatch):
         assert json.loads(said.out)["exit_code"] == code
 
 
+@quiet_import
 def test_an_internal_error_asks_to_be_reported(capfd):
+    from edgekit.cli import common
+    from edgekit.cli.screen import Screen
+
     def verb(screen: Screen) -> None:
         raise RuntimeError("impossible")
 
@@ -157,8 +166,12 @@ def test_an_internal_error_asks_to_be_reported(capfd):
     assert "--debug" in said
 
 
+@quiet_import
 def test_an_answer_left_out_at_a_question_is_an_interruption(capfd):
     import typer
+
+    from edgekit.cli import common
+    from edgekit.cli.screen import Screen
 
     def verb(screen: Screen) -> None:
         raise typer.Abort

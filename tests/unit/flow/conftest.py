@@ -33,3 +33,14 @@ def tasked(tmp_path):
 @pytest.fixture
 def heard():
     return kit.Heard()
+
+
+@pytest.fixture(scope="session")
+def built_once(tmp_path_factory):
+    """A project with a task, built once for the tests that only look: its builder, its artifact and what was heard."""
+    files = {"edgekit.yaml": kit.project_yaml(task=True), "model.py": kit.MODEL, "task.py": kit.TASK}
+    heard = kit.Heard()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEKIT_CACHE_DIR", str(tmp_path_factory.mktemp("once-cache")))
+        builder = kit.builder_in(kit.write(tmp_path_factory.mktemp("once"), files), heard)
+        yield builder, builder.build(kit.intel()), heard

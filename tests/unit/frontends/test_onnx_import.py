@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
+import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -105,6 +108,11 @@ def exported_onnx(module: Any, args: tuple[Any, ...]) -> Any:
         return torch.onnx.export(module, args, dynamo=True, external_data=False, verbose=False).model_proto
 
 
+@functools.cache
+def conv_net() -> Any:
+    return exported_onnx(settled(ConvNet()), (torch.zeros(2, 3, 32, 32),))
+
+
 def reference(model: Any, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -118,12 +126,14 @@ def flat(result: Any) -> list[np.ndarray]:
 
 def check(model: Any, inputs: dict[str, np.ndarray]) -> Any:
     """Import, compare with ONNX Runtime, export, compare again; the import."""
-    onnx.checker.check_model(model)
     imported = import_onnx(model)
     assert imported.input_names == tuple(inputs)
     expected = reference(model, inputs)
     args = tuple(torch.from_numpy(inputs[name]) for name in imported.input_names)
-    exported = torch.export.export(imported.module, args, strict=False)
+    with warnings.catch_warnings():
+        # torch warns of any nn.LSTM or nn.GRU that it keeps a list of its own weights.
+        warnings.filterwarnings("ignore", message="The tensor attributes .*_flat_weights")
+        exported = torch.export.export(imported.module, args, strict=False)
     for module in (imported.module, exported.module()):
         with torch.no_grad():
             results = flat(module(*args))
@@ -162,6 +172,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "inputs"),
     [
@@ -185,19 +196,20 @@ def test_a_network_that_torch_exported_comes_back_equal(module: Any, inputs: dic
 
 
 def test_layers_come_back_as_modules_that_passes_can_find() -> None:
-    imported = import_onnx(exported_onnx(settled(ConvNet()), (torch.zeros(2, 3, 32, 32),)))
+    imported = import_onnx(conv_net())
     kinds = [type(layer).__name__ for layer in imported.module.children()]
     assert {"Conv2d", "PReLU", "Linear"} <= set(kinds)
     depthwise = [layer for layer in imported.module.children() if isinstance(layer, nn.Conv2d) and layer.groups == 8]
     assert depthwise[0].weight.shape == (8, 1, 3, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_a_recurrent_layer_comes_back_as_one_module_not_unrolled(kind: str) -> None:
-    imported = import_onnx(exported_onnx(settled(Recurrent(kind)), (torch.zeros(3, 50, 6),)))
+    imported = import_onnx(exported_onnx(settled(Recurrent(kind)), (torch.zeros(3, 12, 6),)))
     layers = [layer for layer in imported.module.children() if isinstance(layer, getattr(nn, kind))]
     assert len(layers) == 2
-    assert len(imported.module.graph.nodes) < 60
+    assert len(imported.module.graph.nodes) < 40
 
 
 def test_tokens_come_back_as_an_embedding() -> None:
@@ -207,7 +219,7 @@ def test_tokens_come_back_as_an_embedding() -> None:
 
 
 def test_the_imported_network_can_be_trained() -> None:
-    imported = import_onnx(exported_onnx(settled(ConvNet()), (torch.zeros(2, 3, 32, 32),)))
+    imported = import_onnx(conv_net())
     module = imported.module.train()
     optimizer = torch.optim.SGD(module.parameters(), 0.1)
     images, labels = torch.from_numpy(noise(2, 3, 32, 32)), torch.tensor([0, 1])
@@ -330,6 +342,7 @@ def test_resize_in_every_coordinate_system(mode: str, coordinates: str, scale: f
         ("ConvTranspose", {"strides": [2, 2], "output_shape": [16, 15]}, {"w": noise(4, 3, 3, 3)}, 13),
         ("ConvTranspose", {"strides": [3, 2], "auto_pad": "SAME_UPPER"}, {"w": noise(4, 3, 4, 3)}, 13),
         ("ConvTranspose", {"strides": [2, 2], "pads": [0, 1, 2, 0]}, {"w": noise(4, 3, 4, 3)}, 13),
+        ("Clip", {}, {"low": np.array(-0.5, np.float32), "high": np.array(0.5, np.float32)}, 13),
         ("LRN", {"size": 3}, {}, 13),
         ("DepthToSpace", {"blocksize": 2, "mode": "CRD"}, {}, 13),
         ("InstanceNormalization", {}, {"s": noise(4), "b": noise(4, seed=1)}, 13),
@@ -361,6 +374,123 @@ def test_quantized_weights_fold_into_float_ones() -> None:
     x = noise(1, 3, 6, 6)
     imported = check(made(nodes, {"x": x}, ["y"], weights), {"x": x})
     assert imported.module.conv.weight.dtype == torch.float32
+
+
+def test_four_bit_weights_in_blocks_are_read() -> None:
+    values = np.random.default_rng(0).integers(-8, 8, (8, 6))
+    weight = helper.make_tensor("w", TensorProto.INT4, values.shape, values.reshape(-1))
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s"], ["f"], axis=0, block_size=4),
+        helper.make_node("MatMul", ["x", "f"], ["y"], name="fc"),
+    ]
+    x = noise(3, 8)
+    model = made(nodes, {"x": x}, ["y"], {"s": np.abs(noise(2, 6)) + 0.1}, opset=21)
+    model.ir_version = 10
+    model.graph.initializer.append(weight)
+    imported = check(model, {"x": x})
+    assert isinstance(imported.module.fc, nn.Linear)
+
+
+def test_eight_bit_floats_as_weights_are_read() -> None:
+    values = noise(4)
+    weight = helper.make_tensor("w", TensorProto.FLOAT8E4M3FN, values.shape, values)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s"], ["f"]),
+        helper.make_node("Mul", ["x", "f"], ["y"]),
+    ]
+    model = made(nodes, {"x": (4,)}, ["y"], {"s": np.array(2, np.float32)}, opset=19)
+    model.graph.initializer.append(weight)
+    result = import_onnx(model).module(torch.ones(4))
+    expected = onnx.reference.ReferenceEvaluator(model).run(None, {"x": np.ones(4, np.float32)})[0]
+    np.testing.assert_array_equal(result.numpy(), expected)
+
+
+def test_output_padding_as_wide_as_the_stride_holds_the_bias() -> None:
+    x, w, b = noise(1, 4, 5, 5), noise(4, 3, 3, 3), noise(3)
+    node = helper.make_node("ConvTranspose", ["x", "w", "b"], ["y"], strides=[2, 2], output_padding=[2, 3])
+    result = import_onnx(made([node], {"x": x}, ["y"], {"w": w, "b": b})).module(torch.from_numpy(x))
+    inner = F.conv_transpose2d(torch.from_numpy(x), torch.from_numpy(w), torch.from_numpy(b), stride=2)
+    assert result.shape == (1, 3, 13, 14)
+    torch.testing.assert_close(result[..., :11, :11], inner)
+    torch.testing.assert_close(result[0, :, 11:, :], torch.from_numpy(b).reshape(3, 1, 1).expand(3, 2, 14))
+
+
+def test_neighbouring_channels_of_an_even_count() -> None:
+    # As many items as channels: the evaluator takes one for the other.
+    x = noise(5, 5, 3, 3)
+    model = made([helper.make_node("LRN", ["x"], ["y"], size=4, alpha=0.5)], {"x": x}, ["y"], {})
+    expected = onnx.reference.ReferenceEvaluator(model).run(None, {"x": x})[0]
+    np.testing.assert_allclose(import_onnx(model).module(torch.from_numpy(x)).numpy(), expected, rtol=1e-5)
+
+
+def test_names_that_python_or_torch_use_themselves_do_no_harm() -> None:
+    nodes = [
+        helper.make_node("Conv", ["self", "class"], ["torch"], name="forward"),
+        helper.make_node("Conv", ["torch", "2/w"], ["train"], name="lambda"),
+        helper.make_node("Add", ["train", "operator"], ["out"], name="graph"),
+    ]
+    x = noise(1, 2, 3, 3)
+    weights = {"class": noise(2, 2, 1, 1), "2/w": noise(2, 2, 1, 1, seed=1)}
+    check(made(nodes, {"self": x, "operator": x}, ["out"], weights), {"self": x, "operator": x})
+
+
+def test_the_module_can_be_copied_pickled_and_traced_again() -> None:
+    module = import_onnx(conv_net()).module
+    x = torch.from_numpy(noise(2, 3, 32, 32))
+    with torch.no_grad():
+        wanted = module(x)
+        for again in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), torch.fx.symbolic_trace(module)):
+            torch.testing.assert_close(again(x), wanted)
+
+
+def test_a_constant_added_behind_a_convolution_is_its_bias() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        helper.make_node("Add", ["bias", "c"], ["y"]),
+    ]
+    x = noise(1, 2, 5, 5)
+    weights = {"w": noise(3, 2, 3, 3), "bias": noise(3, 1, 1, seed=1)}
+    imported = check(made(nodes, {"x": x}, ["y"], weights), {"x": x})
+    assert imported.module.conv.bias.shape == (3,)
+
+
+def test_a_constant_added_to_a_value_read_twice_stays_apart() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"], name="fc"),
+        helper.make_node("Add", ["m", "b"], ["a"]),
+        helper.make_node("Mul", ["a", "m"], ["y"]),
+    ]
+    x = noise(2, 3)
+    imported = check(made(nodes, {"x": x}, ["y"], {"w": noise(3, 4), "b": noise(4)}), {"x": x})
+    assert imported.module.fc.bias is None
+
+
+def test_a_constant_added_behind_an_alias_of_a_value_read_twice_stays_apart() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"], name="fc"),
+        helper.make_node("Identity", ["m"], ["one"]),
+        helper.make_node("Identity", ["m"], ["two"]),
+        helper.make_node("Add", ["one", "b"], ["a"]),
+        helper.make_node("Mul", ["a", "two"], ["y"]),
+    ]
+    x = noise(2, 3)
+    check(made(nodes, {"x": x}, ["y"], {"w": noise(3, 4), "b": noise(4)}), {"x": x})
+
+
+def test_normalizations_with_stored_weights_are_modules() -> None:
+    nodes = [
+        helper.make_node("BatchNormalization", ["x", "s", "b", "m", "v"], ["a"], name="bn", epsilon=0.01),
+        helper.make_node("InstanceNormalization", ["a", "s", "b"], ["i"], name="inorm"),
+        helper.make_node("LayerNormalization", ["i", "ls"], ["l"], name="ln", axis=-2),
+        helper.make_node("GroupNormalization", ["l", "s", "b"], ["y"], name="gn", num_groups=2),
+    ]
+    x = noise(2, 4, 3, 5)
+    weights = {
+        "s": noise(4), "b": noise(4, seed=1), "m": noise(4, seed=2), "v": np.abs(noise(4, seed=3)), "ls": noise(3, 5)
+    }  # fmt: skip
+    imported = check(made(nodes, {"x": x}, ["y"], weights, opset=21), {"x": x})
+    kinds = {name: type(layer).__name__ for name, layer in imported.module.named_children()}
+    assert kinds == {"bn": "BatchNorm2d", "inorm": "InstanceNorm2d", "ln": "LayerNorm", "gn": "GroupNorm"}
 
 
 def test_a_branch_with_a_known_condition_is_taken() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgekit.frontends._onnx_import.call import Call, is_known, scalar
+from edgekit.frontends._onnx_import.call import Call, is_known
 from edgekit.frontends._onnx_import.errors import Refused
 from edgekit.frontends._onnx_import.libs import F, Value, nn, torch
 from edgekit.frontends._onnx_import.registry import handles
@@ -109,7 +109,8 @@ def shrink(call: Call, x: Value) -> Value:
 def prelu(call: Call, x: Value, slope: Value) -> Value:
     """A learned slope below zero: a module where it is one a channel."""
     size = slope.numel()
-    per_channel = x.ndim > 1 and size == x.shape[1] and tuple(slope.shape) == (size, *[1] * (x.ndim - 2))
+    aligned = (*[1] * (x.ndim - slope.ndim), *slope.shape)
+    per_channel = x.ndim > 1 and size == x.shape[1] and aligned == (1, size, *[1] * (x.ndim - 2))
     if is_known(slope) and x.is_floating_point() and x.ndim > 1 and (size == 1 or per_channel):
         module = nn.PReLU(size)
         module.weight = nn.Parameter(slope.reshape(size))
@@ -143,7 +144,9 @@ def clip(call: Call, x: Value, low: Value = None, high: Value = None) -> Value:
     """Limits, each of which may be left out."""
     if low is None and high is None:
         return x
-    return torch.clamp(x, scalar(low), scalar(high)) if is_known(low, high) else _clamp_by_tensors(x, low, high)
+    if not is_known(low, high) or any(v is not None and v.numel() != 1 for v in (low, high)):
+        return _clamp_by_tensors(x, low, high)
+    return torch.clamp(x, *(None if v is None else v.item() for v in (low, high)))
 
 
 def _clamp_by_tensors(x: Value, low: Value, high: Value) -> Value:

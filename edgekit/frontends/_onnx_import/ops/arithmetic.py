@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from edgekit.frontends._onnx_import.call import Call, is_known, scalar
-from edgekit.frontends._onnx_import.graph import Traced
-from edgekit.frontends._onnx_import.libs import Value, nn, torch
+from edgekit.frontends._onnx_import.libs import Value, torch
 from edgekit.frontends._onnx_import.registry import Entry, add, handles
 
 
@@ -42,26 +41,9 @@ def _numbers(a: Value, b: Value) -> tuple[Value, Value]:
 
 @handles("Add", widens=True)
 def add_(call: Call, a: Value, b: Value) -> Value:
-    """Sum; becomes the bias of the linear layer that computed one of the operands, where it is one."""
-    for layer, bias, name in ((a, b, 0), (b, a, 1)):
-        if _takes_bias(call, layer, bias, name):
-            module = call.builder.root.get_submodule(layer.node.target)
-            module.bias = nn.Parameter(bias.detach().clone())
-            return layer
-    a, b = _numbers(a, b)
+    """Sum, a constant always behind: so a layer's bias is found."""
+    a, b = _numbers(*((b, a) if is_known(a) else (a, b)))
     return a + b
-
-
-def _takes_bias(call: Call, layer: Value, bias: Value, operand: int) -> bool:
-    if not isinstance(layer, Traced) or not isinstance(bias, torch.Tensor) or layer.node.op != "call_module":
-        return False
-    module = call.builder.root.get_submodule(layer.node.target)
-    return (
-        isinstance(module, nn.Linear)
-        and module.bias is None
-        and tuple(bias.shape) == (module.out_features,)
-        and call.uses[call.operand_names[operand]] == 1
-    )
 
 
 @handles("Sub", widens=True)

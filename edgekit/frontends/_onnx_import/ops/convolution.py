@@ -72,14 +72,18 @@ def conv_transpose(call: Call, x: Value, weight: Value, bias: Value = None) -> V
     padding = tuple(max(min(b, a), 0) for b, a in zip(window.before, window.after, strict=True))
     groups = call.attr("group", 1)
     make, function = _TRANSPOSED[spatial]
-    # torch wants less additional output than a step is wide; what is more is zeros, or the bias.
+    # torch wants less additional output than a step is wide; what is more is padded with zeros, and gets the bias then.
     fits = all(e < max(s, d) for e, s, d in zip(extra, window.strides, window.dilations, strict=True))
     within = extra if fits else (0,) * spatial
+    before = [p - b for p, b in zip(padding, window.before, strict=True)]
+    after = [p - a + e - w for p, a, e, w in zip(padding, window.after, extra, within, strict=True)]
+    grows = any(n > 0 for n in (*before, *after))
+    inner_bias = None if grows else bias
     if is_known(weight, bias) and weight.is_floating_point():
         module = filled(
             make,
             weight,
-            bias,
+            inner_bias,
             weight.shape[0],
             weight.shape[1] * groups,
             kernel_size=window.kernel,
@@ -91,12 +95,10 @@ def conv_transpose(call: Call, x: Value, weight: Value, bias: Value = None) -> V
         )
         y = call.module(module, x)
     else:
-        y = function(x, weight, bias, window.strides, padding, within, groups, window.dilations)
-    before = [p - b for p, b in zip(padding, window.before, strict=True)]
-    after = [p - a + e - w for p, a, e, w in zip(padding, window.after, extra, within, strict=True)]
-    if any(n > 0 for n in (*before, *after)) and bias is not None:
-        raise Refused("its output padding is as wide as its stride and it has a bias; torch cannot express that")
-    return F.pad(y, torch_pads(before, after)) if any((*before, *after)) else y
+        y = function(x, weight, inner_bias, window.strides, padding, within, groups, window.dilations)
+    if any((*before, *after)):
+        y = F.pad(y, torch_pads(before, after))
+    return y + bias.reshape((-1, *[1] * spatial)) if grows and bias is not None else y
 
 
 def _transposed_window(call: Call, sizes: Sequence[int], kernel: tuple[int, ...]) -> tuple[Window, tuple[int, ...]]:

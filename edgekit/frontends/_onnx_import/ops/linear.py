@@ -38,6 +38,8 @@ def gemm(call: Call, a: Value, b: Value, c: Value = None) -> Value:
         if c is None or tuple(c.shape) in ((weight.shape[0],), (1, weight.shape[0])):
             bias = None if c is None else c.reshape(-1) * beta
             return _linear(call, a, weight * alpha if alpha != 1.0 else weight, bias)
+    if is_known(b) and not is_known(a) and b.is_floating_point():
+        b = call.builder.parameter(b)
     if call.attr("transB", 0):
         b = b.t()
     product = torch.matmul(a, b)

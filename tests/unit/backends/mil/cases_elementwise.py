@@ -53,7 +53,7 @@ def unary(kind: str, array: np.ndarray, expected: Callable[[torch.Tensor], torch
         kind,
         {"x": array},
         lambda mb, x: getattr(mb, kind)(x=x, **parameters),
-        lambda x: expected(x),
+        expected,
         label=str(parameters.get("mode", "")),
     )
 
@@ -121,7 +121,7 @@ ACTIVATIONS = [
 ]
 
 A, B = floats(2, 3, 4), floats(3, 1)
-I, J = ints(2, 3, low=-7, high=8), ints(2, 3, low=1, high=4)
+WHOLE, DIVISOR = ints(2, 3, low=-7, high=8), ints(2, 3, low=1, high=4)
 
 
 def binary(kind: str, function: Callable[..., torch.Tensor], x: np.ndarray = A, y: np.ndarray = B) -> Case:
@@ -140,17 +140,17 @@ BINARY = [
     binary("add", torch.add),
     binary("sub", torch.sub),
     binary("mul", torch.mul),
-    binary("mul", torch.mul, I, J),
+    binary("mul", torch.mul, WHOLE, DIVISOR),
     binary("real_div", torch.div, A, POSITIVE),
     binary("floor_div", lambda x, y: torch.floor(x / y), A, POSITIVE),
-    binary("floor_div", lambda x, y: torch.div(x, y, rounding_mode="floor"), I, J),
+    binary("floor_div", lambda x, y: torch.div(x, y, rounding_mode="floor"), WHOLE, DIVISOR),
     binary("mod", torch.remainder, A, POSITIVE),
-    binary("mod", torch.remainder, I, J),
+    binary("mod", torch.remainder, WHOLE, DIVISOR),
     binary("pow", torch.pow, POSITIVE, A),
     binary("maximum", torch.maximum, A, POSITIVE),
     binary("minimum", torch.minimum, A, POSITIVE),
-    binary("equal", lambda x, y: x.eq(y).int(), J, J.T.reshape(2, 3)),
-    binary("not_equal", lambda x, y: x.ne(y).int(), J, J.T.reshape(2, 3)),
+    binary("equal", lambda x, y: x.eq(y).int(), DIVISOR, DIVISOR.T.reshape(2, 3)),
+    binary("not_equal", lambda x, y: x.ne(y).int(), DIVISOR, DIVISOR.T.reshape(2, 3)),
     binary("greater", lambda x, y: x.gt(y).int()),
     binary("greater_equal", lambda x, y: x.ge(y).int()),
     binary("less", lambda x, y: x.lt(y).int()),
@@ -182,7 +182,7 @@ def reduction(kind: str, function: Callable[[torch.Tensor], torch.Tensor], array
 
     return [
         Case(kind, {"x": array}, kept, lambda x: function(x)[:, None, :, None], label="kept"),
-        Case(kind, {"x": array}, gone, lambda x: function(x), label="gone"),
+        Case(kind, {"x": array}, gone, function, label="gone"),
     ]
 
 

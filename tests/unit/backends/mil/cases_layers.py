@@ -24,20 +24,79 @@ def t(array: np.ndarray) -> torch.Tensor:
 
 
 CONVOLUTIONS = [
-    one_input("conv", IMAGE, lambda x: F.conv2d(x, t(W), t(BIAS), stride=2, padding=1), "custom", weight=W, bias=BIAS, strides=[2, 2], pad_type="custom", pad=[1, 1, 1, 1]),
-    one_input("conv", IMAGE, lambda x: F.conv2d(F.pad(x, (1, 0, 2, 1)), t(W)), "uneven", weight=W, pad_type="custom", pad=[2, 1, 1, 0]),
-    one_input("conv", IMAGE, lambda x: F.conv2d(x, t(W), dilation=2), "dilated", weight=W, dilations=[2, 2], pad_type="valid"),
-    one_input("conv", IMAGE, lambda x: F.conv2d(F.pad(x, (0, 1, 1, 1)), t(W), stride=2), "same", weight=W, strides=[2, 2], pad_type="same"),
-    one_input("conv", IMAGE, lambda x: F.conv2d(F.pad(x, (1, 0, 1, 1)), t(W), stride=2), "same-lower", weight=W, strides=[2, 2], pad_type="same_lower"),
+    one_input(
+        "conv",
+        IMAGE,
+        lambda x: F.conv2d(x, t(W), t(BIAS), stride=2, padding=1),
+        "custom",
+        weight=W,
+        bias=BIAS,
+        strides=[2, 2],
+        pad_type="custom",
+        pad=[1, 1, 1, 1],
+    ),
+    one_input(
+        "conv",
+        IMAGE,
+        lambda x: F.conv2d(F.pad(x, (1, 0, 2, 1)), t(W)),
+        "uneven",
+        weight=W,
+        pad_type="custom",
+        pad=[2, 1, 1, 0],
+    ),
+    one_input(
+        "conv", IMAGE, lambda x: F.conv2d(x, t(W), dilation=2), "dilated", weight=W, dilations=[2, 2], pad_type="valid"
+    ),
+    one_input(
+        "conv",
+        IMAGE,
+        lambda x: F.conv2d(F.pad(x, (0, 1, 1, 1)), t(W), stride=2),
+        "same",
+        weight=W,
+        strides=[2, 2],
+        pad_type="same",
+    ),
+    one_input(
+        "conv",
+        IMAGE,
+        lambda x: F.conv2d(F.pad(x, (1, 0, 1, 1)), t(W), stride=2),
+        "same-lower",
+        weight=W,
+        strides=[2, 2],
+        pad_type="same_lower",
+    ),
     one_input("conv", IMAGE, lambda x: F.conv2d(x, t(DEPTHWISE), groups=4), "groups", weight=DEPTHWISE, groups=4),
     one_input("conv", SEQUENCE, lambda x: F.conv1d(x, t(W[..., 0]), stride=2), "1d", weight=W[..., 0], strides=[2]),
-    one_input("conv", VOLUME, lambda x: F.conv3d(x, t(floats(3, 2, 2, 2, 2) * 0 + 0.5)), "3d", weight=np.full((3, 2, 2, 2, 2), 0.5, np.float32)),
+    one_input(
+        "conv",
+        VOLUME,
+        lambda x: F.conv3d(x, t(floats(3, 2, 2, 2, 2) * 0 + 0.5)),
+        "3d",
+        weight=np.full((3, 2, 2, 2, 2), 0.5, np.float32),
+    ),
 ]
 TW = floats(4, 3, 3, 2)
 T_BIAS = floats(3)
 TRANSPOSED = [
-    one_input("conv_transpose", IMAGE, lambda x: F.conv_transpose2d(x, t(TW), t(T_BIAS), stride=2), "valid", weight=TW, bias=T_BIAS, strides=[2, 2]),
-    one_input("conv_transpose", IMAGE, lambda x: F.conv_transpose2d(x, t(TW), stride=2, padding=1), "custom", weight=TW, strides=[2, 2], pad_type="custom", pad=[1, 1, 1, 1]),
+    one_input(
+        "conv_transpose",
+        IMAGE,
+        lambda x: F.conv_transpose2d(x, t(TW), t(T_BIAS), stride=2),
+        "valid",
+        weight=TW,
+        bias=T_BIAS,
+        strides=[2, 2],
+    ),
+    one_input(
+        "conv_transpose",
+        IMAGE,
+        lambda x: F.conv_transpose2d(x, t(TW), stride=2, padding=1),
+        "custom",
+        weight=TW,
+        strides=[2, 2],
+        pad_type="custom",
+        pad=[1, 1, 1, 1],
+    ),
     one_input(
         "conv_transpose",
         IMAGE,
@@ -50,16 +109,68 @@ TRANSPOSED = [
         pad=[1, 1, 1, 1],
         output_shape=[2, 3, 27, 23],
     ),
-    one_input("conv_transpose", SEQUENCE, lambda x: F.conv_transpose1d(x, t(TW[..., 0]), dilation=2), "1d", weight=TW[..., 0], dilations=[2]),
-    one_input("conv_transpose", IMAGE, lambda x: F.conv_transpose2d(x, t(DEPTHWISE[:4]), groups=4), "groups", weight=DEPTHWISE[:4], groups=4),
-    one_input("conv_transpose", IMAGE, lambda x: F.conv_transpose2d(x, t(TW), stride=2)[:, :, :18, :16], "same", weight=TW, strides=[2, 2], pad_type="same"),
+    one_input(
+        "conv_transpose",
+        SEQUENCE,
+        lambda x: F.conv_transpose1d(x, t(TW[..., 0]), dilation=2),
+        "1d",
+        weight=TW[..., 0],
+        dilations=[2],
+    ),
+    one_input(
+        "conv_transpose",
+        IMAGE,
+        lambda x: F.conv_transpose2d(x, t(DEPTHWISE[:4]), groups=4),
+        "groups",
+        weight=DEPTHWISE[:4],
+        groups=4,
+    ),
+    one_input(
+        "conv_transpose",
+        IMAGE,
+        lambda x: F.conv_transpose2d(x, t(TW), stride=2)[:, :, :18, :16],
+        "same",
+        weight=TW,
+        strides=[2, 2],
+        pad_type="same",
+    ),
 ]
 
 POOLS = [
-    one_input("max_pool", IMAGE, lambda x: F.max_pool2d(x, 3, 2, 1), "custom", kernel_sizes=[3, 3], strides=[2, 2], pad_type="custom", pad=[1, 1, 1, 1]),
-    one_input("max_pool", IMAGE, lambda x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True), "ceil", kernel_sizes=[3, 3], strides=[2, 2], pad_type="custom", pad=[1, 1, 1, 1], ceil_mode=True),
-    one_input("max_pool", SEQUENCE, lambda x: F.max_pool1d(x, 2), "1d", kernel_sizes=[2], strides=[2], pad_type="valid"),
-    one_input("avg_pool", IMAGE, lambda x: F.avg_pool2d(x, 3, 2, 1), "padding-counted", kernel_sizes=[3, 3], strides=[2, 2], pad_type="custom", pad=[1, 1, 1, 1]),
+    one_input(
+        "max_pool",
+        IMAGE,
+        lambda x: F.max_pool2d(x, 3, 2, 1),
+        "custom",
+        kernel_sizes=[3, 3],
+        strides=[2, 2],
+        pad_type="custom",
+        pad=[1, 1, 1, 1],
+    ),
+    one_input(
+        "max_pool",
+        IMAGE,
+        lambda x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True),
+        "ceil",
+        kernel_sizes=[3, 3],
+        strides=[2, 2],
+        pad_type="custom",
+        pad=[1, 1, 1, 1],
+        ceil_mode=True,
+    ),
+    one_input(
+        "max_pool", SEQUENCE, lambda x: F.max_pool1d(x, 2), "1d", kernel_sizes=[2], strides=[2], pad_type="valid"
+    ),
+    one_input(
+        "avg_pool",
+        IMAGE,
+        lambda x: F.avg_pool2d(x, 3, 2, 1),
+        "padding-counted",
+        kernel_sizes=[3, 3],
+        strides=[2, 2],
+        pad_type="custom",
+        pad=[1, 1, 1, 1],
+    ),
     one_input(
         "avg_pool",
         IMAGE,
@@ -71,20 +182,57 @@ POOLS = [
         pad=[1, 1, 1, 1],
         exclude_padding_from_average=True,
     ),
-    one_input("avg_pool", IMAGE, lambda x: F.avg_pool2d(x, 2, 2, 0, ceil_mode=True), "ceil", kernel_sizes=[2, 2], strides=[2, 2], pad_type="valid", ceil_mode=True),
-    one_input("avg_pool", SEQUENCE, lambda x: F.avg_pool1d(x, 3), "1d", kernel_sizes=[3], strides=[3], pad_type="valid"),
-    one_input("avg_pool", VOLUME, lambda x: F.avg_pool3d(x, 2, 2), "3d", kernel_sizes=[2, 2, 2], strides=[2, 2, 2], pad_type="valid"),
-    one_input("l2_pool", IMAGE, lambda x: F.lp_pool2d(x, 2.0, 2, 2), "", kernel_sizes=[2, 2], strides=[2, 2], pad_type="valid"),
+    one_input(
+        "avg_pool",
+        IMAGE,
+        lambda x: F.avg_pool2d(x, 2, 2, 0, ceil_mode=True),
+        "ceil",
+        kernel_sizes=[2, 2],
+        strides=[2, 2],
+        pad_type="valid",
+        ceil_mode=True,
+    ),
+    one_input(
+        "avg_pool", SEQUENCE, lambda x: F.avg_pool1d(x, 3), "1d", kernel_sizes=[3], strides=[3], pad_type="valid"
+    ),
+    one_input(
+        "avg_pool",
+        VOLUME,
+        lambda x: F.avg_pool3d(x, 2, 2),
+        "3d",
+        kernel_sizes=[2, 2, 2],
+        strides=[2, 2, 2],
+        pad_type="valid",
+    ),
+    one_input(
+        "l2_pool", IMAGE, lambda x: F.lp_pool2d(x, 2.0, 2, 2), "", kernel_sizes=[2, 2], strides=[2, 2], pad_type="valid"
+    ),
 ]
 
 GAMMA, BETA, MEAN, VARIANCE = floats(4), floats(4), floats(4), floats(4, low=0.2, high=2.0)
 NORMS = [
-    unary("batch_norm", IMAGE, lambda x: F.batch_norm(x, t(MEAN), t(VARIANCE), t(GAMMA), t(BETA)), mean=MEAN, variance=VARIANCE, gamma=GAMMA, beta=BETA),
+    unary(
+        "batch_norm",
+        IMAGE,
+        lambda x: F.batch_norm(x, t(MEAN), t(VARIANCE), t(GAMMA), t(BETA)),
+        mean=MEAN,
+        variance=VARIANCE,
+        gamma=GAMMA,
+        beta=BETA,
+    ),
     unary("instance_norm", IMAGE, lambda x: F.instance_norm(x, weight=t(GAMMA), bias=t(BETA)), gamma=GAMMA, beta=BETA),
     unary("layer_norm", A, lambda x: F.layer_norm(x, (4,), t(GAMMA), t(BETA)), axes=[-1], gamma=GAMMA, beta=BETA),
     one_input("layer_norm", X, lambda x: F.layer_norm(x, (4, 5)), "plain", axes=[2, 3]),
     unary("l2_norm", X, lambda x: x / (x.square().sum((1, 2, 3), keepdim=True) + 1e-6).sqrt()),
-    unary("local_response_norm", IMAGE, lambda x: F.local_response_norm(x, 3, 1e-2, 0.7, 1.1), size=3, alpha=np.float32(1e-2), beta=np.float32(0.7), k=np.float32(1.1)),
+    unary(
+        "local_response_norm",
+        IMAGE,
+        lambda x: F.local_response_norm(x, 3, 1e-2, 0.7, 1.1),
+        size=3,
+        alpha=np.float32(1e-2),
+        beta=np.float32(0.7),
+        k=np.float32(1.1),
+    ),
 ]
 
 M, N = floats(2, 3, 4), floats(2, 5, 4)
@@ -92,8 +240,19 @@ Q, K, V = floats(2, 2, 4, 8), floats(2, 2, 5, 8), floats(2, 2, 5, 6)
 MASK = np.tril(np.ones((4, 5), bool))
 PRODUCTS = [
     unary("linear", A, lambda x: F.linear(x, t(floats(1, 4) * 0 + 0.5)), weight=np.full((1, 4), 0.5, np.float32)),
-    Case("matmul", {"x": M, "y": N}, lambda mb, x, y: mb.matmul(x=x, y=y, transpose_y=True), lambda x, y: x @ y.transpose(1, 2)),
-    Case("matmul", {"x": M, "y": floats(2, 3, 5)}, lambda mb, x, y: mb.matmul(x=x, y=y, transpose_x=True), lambda x, y: x.transpose(1, 2) @ y, label="left"),
+    Case(
+        "matmul",
+        {"x": M, "y": N},
+        lambda mb, x, y: mb.matmul(x=x, y=y, transpose_y=True),
+        lambda x, y: x @ y.transpose(1, 2),
+    ),
+    Case(
+        "matmul",
+        {"x": M, "y": floats(2, 3, 5)},
+        lambda mb, x, y: mb.matmul(x=x, y=y, transpose_x=True),
+        lambda x, y: x.transpose(1, 2) @ y,
+        label="left",
+    ),
     Case(
         "einsum",
         {"x": floats(2, 3, 4, 5), "y": floats(2, 5, 4, 6)},
@@ -186,15 +345,75 @@ def torch_rnn(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return sequence[-1:], h[0]
 
 
-GRU_PARTS = {name: arranged(GRU, f"{part}_l0", (0, 2, 1)) for name, part in (("weight_ih", "weight_ih"), ("weight_hh", "weight_hh"), ("input_bias", "bias_ih"), ("bias", "bias_hh"))}
+GRU_PARTS = {
+    name: arranged(GRU, f"{part}_l0", (0, 2, 1))
+    for name, part in (
+        ("weight_ih", "weight_ih"),
+        ("weight_hh", "weight_hh"),
+        ("input_bias", "bias_ih"),
+        ("bias", "bias_hh"),
+    )
+}
 ZERO_STATE = np.zeros((2, HIDDEN), np.float32)
 
 RECURRENT = [
-    one_input("lstm", STEPS, torch_lstm, "both-ways", initial_h=H0, initial_c=C0, direction="bidirectional", output_sequence=True, **lstm_side(""), **lstm_side("_reverse", "_back")),
-    one_input("lstm", STEPS, backwards_lstm, "reverse", initial_h=ZERO_STATE, initial_c=ZERO_STATE, direction="reverse", output_sequence=True, **lstm_side("")),
-    one_input("gru", STEPS, torch_gru, "torch", release="iOS18", initial_h=H0[:, :HIDDEN], reset_after=True, output_sequence=True, **GRU_PARTS),
-    one_input("gru", STEPS, lambda x: torch_gru(x, flipped=True), "torch-reverse", release="iOS18", initial_h=H0[:, :HIDDEN], reset_after=True, output_sequence=True, direction="reverse", **GRU_PARTS),
-    one_input("gru", STEPS, reset_before_gru, "reset-before", initial_h=ZERO_STATE, output_sequence=True, weight_ih=GRU_PARTS["weight_ih"], weight_hh=GRU_PARTS["weight_hh"], bias=GRU_PARTS["input_bias"]),
+    one_input(
+        "lstm",
+        STEPS,
+        torch_lstm,
+        "both-ways",
+        initial_h=H0,
+        initial_c=C0,
+        direction="bidirectional",
+        output_sequence=True,
+        **lstm_side(""),
+        **lstm_side("_reverse", "_back"),
+    ),
+    one_input(
+        "lstm",
+        STEPS,
+        backwards_lstm,
+        "reverse",
+        initial_h=ZERO_STATE,
+        initial_c=ZERO_STATE,
+        direction="reverse",
+        output_sequence=True,
+        **lstm_side(""),
+    ),
+    one_input(
+        "gru",
+        STEPS,
+        torch_gru,
+        "torch",
+        release="iOS18",
+        initial_h=H0[:, :HIDDEN],
+        reset_after=True,
+        output_sequence=True,
+        **GRU_PARTS,
+    ),
+    one_input(
+        "gru",
+        STEPS,
+        lambda x: torch_gru(x, flipped=True),
+        "torch-reverse",
+        release="iOS18",
+        initial_h=H0[:, :HIDDEN],
+        reset_after=True,
+        output_sequence=True,
+        direction="reverse",
+        **GRU_PARTS,
+    ),
+    one_input(
+        "gru",
+        STEPS,
+        reset_before_gru,
+        "reset-before",
+        initial_h=ZERO_STATE,
+        output_sequence=True,
+        weight_ih=GRU_PARTS["weight_ih"],
+        weight_hh=GRU_PARTS["weight_hh"],
+        bias=GRU_PARTS["input_bias"],
+    ),
     one_input(
         "rnn",
         STEPS,
@@ -244,11 +463,18 @@ CONTROL = [
     Case("cond", {"x": np.abs(A)}, build_cond, lambda x: x * 2, label="true"),
     Case("cond", {"x": -np.abs(A)}, build_cond, lambda x: x - 1, label="false"),
     Case("while_loop", {"x": A, "n": np.array([3], np.int32)}, build_while, lambda x, n: x * 1.5**3),
-    Case("list_gather", {"x": floats(3, 4)}, build_list, lambda x: (torch.stack([x[1], x[0], x[2]]), x[2], torch.tensor([3]))),
+    Case(
+        "list_gather",
+        {"x": floats(3, 4)},
+        build_list,
+        lambda x: (torch.stack([x[1], x[0], x[2]]), x[2], torch.tensor([3])),
+    ),
     Case(
         "non_maximum_suppression",
         {"boxes": CENTRES.transpose(0, 2, 1).copy(), "scores": SCORES.transpose(0, 2, 1).copy()},
-        lambda mb, boxes, scores: mb.non_maximum_suppression(boxes=boxes, scores=scores, iou_threshold=0.5, max_boxes=3),
+        lambda mb, boxes, scores: mb.non_maximum_suppression(
+            boxes=boxes, scores=scores, iou_threshold=0.5, max_boxes=3
+        ),
         suppressed,
     ),
     Case(

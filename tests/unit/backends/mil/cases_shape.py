@@ -15,7 +15,9 @@ SMALL = floats(2, 3, 5, 7)
 ROWS = floats(5, 4)
 
 
-def one_input(kind: str, array: np.ndarray, expected: Any, label: str, release: str = "iOS17", **parameters: Any) -> Case:
+def one_input(
+    kind: str, array: np.ndarray, expected: Any, label: str, release: str = "iOS17", **parameters: Any
+) -> Case:
     def build(mb: Any, x: Any) -> Any:
         return getattr(mb, kind)(x=x, **parameters)
 
@@ -31,9 +33,18 @@ SHAPES = [
     unary("flatten2d", X, lambda x: x.reshape(6, 20), axis=2),
     unary("tile", A, lambda x: x.repeat(1, 2, 3), reps=[1, 2, 3]),
     unary("reverse", X, lambda x: x.flip(1, 3), axes=[1, 3]),
-    one_input("pad", X, lambda x: F.pad(x, (1, 2, 0, 3), value=0.5), "constant", pad=[0, 3, 1, 2], constant_val=np.float32(0.5)),
+    one_input(
+        "pad",
+        X,
+        lambda x: F.pad(x, (1, 2, 0, 3), value=0.5),
+        "constant",
+        pad=[0, 3, 1, 2],
+        constant_val=np.float32(0.5),
+    ),
     one_input("pad", X, lambda x: F.pad(x, (1, 2, 3, 1), mode="reflect"), "reflect", pad=[3, 1, 1, 2], mode="reflect"),
-    one_input("pad", X, lambda x: F.pad(x, (1, 2, 3, 1), mode="replicate"), "replicate", pad=[3, 1, 1, 2], mode="replicate"),
+    one_input(
+        "pad", X, lambda x: F.pad(x, (1, 2, 3, 1), mode="replicate"), "replicate", pad=[3, 1, 1, 2], mode="replicate"
+    ),
     unary("shape", X, lambda x: torch.tensor(x.shape)),
     unary("crop", X, lambda x: x[..., 1:3, 2:4], crop_height=[1, 1], crop_width=[2, 1]),
     unary("pixel_shuffle", IMAGE, lambda x: F.pixel_shuffle(x, 2), upscale_factor=2),
@@ -70,7 +81,12 @@ SHAPES = [
     ),
     unary("sliding_windows", ROWS, lambda x: x.unfold(0, 3, 2).transpose(1, 2), axis=0, size=3, stride=2),
     unary("band_part", floats(2, 4, 5), lambda x: torch.triu(torch.tril(x, 2), -1), lower=1, upper=2),
-    Case("concat", {"x": A, "y": A * 2}, lambda mb, x, y: mb.concat(values=[x, y], axis=1), lambda x, y: torch.cat([x, y], 1)),
+    Case(
+        "concat",
+        {"x": A, "y": A * 2},
+        lambda mb, x, y: mb.concat(values=[x, y], axis=1),
+        lambda x, y: torch.cat([x, y], 1),
+    ),
     Case(
         "concat",
         {"x": A, "y": A * 2},
@@ -78,9 +94,20 @@ SHAPES = [
         lambda x, y: torch.stack([x, y], 2).reshape(2, 6, 4),
         label="interleave",
     ),
-    Case("stack", {"x": A, "y": A * 2}, lambda mb, x, y: mb.stack(values=[x, y], axis=1), lambda x, y: torch.stack([x, y], 1)),
+    Case(
+        "stack",
+        {"x": A, "y": A * 2},
+        lambda mb, x, y: mb.stack(values=[x, y], axis=1),
+        lambda x, y: torch.stack([x, y], 1),
+    ),
     Case("split", {"x": X}, lambda mb, x: mb.split(x=x, num_splits=2, axis=2), lambda x: tuple(x.split(2, 2))),
-    Case("split", {"x": X}, lambda mb, x: mb.split(x=x, split_sizes=[1, 4], axis=3), lambda x: tuple(x.split([1, 4], 3)), label="sizes"),
+    Case(
+        "split",
+        {"x": X},
+        lambda mb, x: mb.split(x=x, split_sizes=[1, 4], axis=3),
+        lambda x: tuple(x.split([1, 4], 3)),
+        label="sizes",
+    ),
     Case(
         "reshape_like",
         {"x": floats(6, 20), "y": X},
@@ -97,7 +124,12 @@ SHAPES = [
 
 MADE = [
     Case("fill", {"x": A}, lambda mb, x: mb.mul(x=mb.fill(shape=mb.shape(x=x), value=2.5), y=x), lambda x: x * 2.5),
-    Case("fill_like", {"x": A}, lambda mb, x: mb.fill_like(ref_tensor=x, value=np.float32(1.5)), lambda x: torch.full_like(x, 1.5)),
+    Case(
+        "fill_like",
+        {"x": A},
+        lambda mb, x: mb.fill_like(ref_tensor=x, value=np.float32(1.5)),
+        lambda x: torch.full_like(x, 1.5),
+    ),
     Case(
         "range_1d",
         {"n": np.array([9], np.int32)},
@@ -148,7 +180,9 @@ INDEXED = [
         end_mask=[True, False, False, False],
         squeeze_mask=[False, False, True, False],
     ),
-    one_input("slice_by_index", ROWS, lambda x: x.flip(0)[:4:2], "backwards", begin=[-1, 0], end=[0, 4], stride=[-2, 1]),
+    one_input(
+        "slice_by_index", ROWS, lambda x: x.flip(0)[:4:2], "backwards", begin=[-1, 0], end=[0, 4], stride=[-2, 1]
+    ),
     one_input("slice_by_size", X, lambda x: x[1:, :2, 1:, 2:4], "", begin=[1, 0, 1, 2], size=[-1, 2, 3, 2]),
     Case(
         "slice_update",
@@ -157,7 +191,9 @@ INDEXED = [
         lambda x, u: torch.cat([x[:1], u[:1], x[2:3], u[1:], x[4:]]),
         release="iOS18",
     ),
-    Case("gather", {"x": X, "i": I2}, lambda mb, x, i: mb.gather(x=x, indices=i, axis=2), lambda x, i: x[:, :, i.long()]),
+    Case(
+        "gather", {"x": X, "i": I2}, lambda mb, x, i: mb.gather(x=x, indices=i, axis=2), lambda x, i: x[:, :, i.long()]
+    ),
     Case(
         "gather",
         {"x": X, "i": I2},
@@ -171,7 +207,12 @@ INDEXED = [
         lambda mb, x, i: mb.gather_along_axis(x=x, indices=i, axis=1),
         lambda x, i: torch.gather(x, 1, i.long()),
     ),
-    Case("gather_nd", {"x": X, "i": PAIRS}, lambda mb, x, i: mb.gather_nd(x=x, indices=i), lambda x, i: x[i[:, 0].long(), i[:, 1].long()]),
+    Case(
+        "gather_nd",
+        {"x": X, "i": PAIRS},
+        lambda mb, x, i: mb.gather_nd(x=x, indices=i),
+        lambda x, i: x[i[:, 0].long(), i[:, 1].long()],
+    ),
     Case(
         "gather_nd",
         {"x": X, "i": np.array([[[0, 1]], [[2, 3]]], np.int32)},
@@ -211,7 +252,9 @@ INDEXED = [
 ]
 
 
-def resized(x: torch.Tensor, size: tuple[int, int], mode: str = "bilinear", aligned: bool | None = False) -> torch.Tensor:
+def resized(
+    x: torch.Tensor, size: tuple[int, int], mode: str = "bilinear", aligned: bool | None = False
+) -> torch.Tensor:
     return F.interpolate(x, size, mode=mode, align_corners=aligned)
 
 
@@ -228,9 +271,30 @@ GRID = floats(2, 3, 4, 2, low=-1.2, high=1.2)
 TURN = np.array([[0.9, -0.2, 0.1, 0.2, 0.8, -0.1]], np.float32)
 
 IMAGES = [
-    one_input("upsample_nearest_neighbor", SMALL, lambda x: F.interpolate(x, scale_factor=2), "", scale_factor_height=2, scale_factor_width=2),
-    one_input("resize_nearest_neighbor", SMALL, lambda x: F.interpolate(x, (8, 3)), "", target_size_height=8, target_size_width=3),
-    one_input("upsample_bilinear", SMALL, lambda x: resized(x, (10, 21), aligned=True), "aligned", scale_factor_height=2, scale_factor_width=3),
+    one_input(
+        "upsample_nearest_neighbor",
+        SMALL,
+        lambda x: F.interpolate(x, scale_factor=2),
+        "",
+        scale_factor_height=2,
+        scale_factor_width=2,
+    ),
+    one_input(
+        "resize_nearest_neighbor",
+        SMALL,
+        lambda x: F.interpolate(x, (8, 3)),
+        "",
+        target_size_height=8,
+        target_size_width=3,
+    ),
+    one_input(
+        "upsample_bilinear",
+        SMALL,
+        lambda x: resized(x, (10, 21), aligned=True),
+        "aligned",
+        scale_factor_height=2,
+        scale_factor_width=3,
+    ),
     one_input(
         "upsample_bilinear",
         SMALL,
@@ -240,8 +304,24 @@ IMAGES = [
         scale_factor_width=3,
         align_corners=False,
     ),
-    one_input("resize_bilinear", SMALL, lambda x: resized(x, (8, 3), aligned=True), "aligned", target_size_height=8, target_size_width=3, sampling_mode="STRICT_ALIGN_CORNERS"),
-    one_input("resize_bilinear", SMALL, lambda x: resized(x, (8, 3)), "unaligned", target_size_height=8, target_size_width=3, sampling_mode="UNALIGN_CORNERS"),
+    one_input(
+        "resize_bilinear",
+        SMALL,
+        lambda x: resized(x, (8, 3), aligned=True),
+        "aligned",
+        target_size_height=8,
+        target_size_width=3,
+        sampling_mode="STRICT_ALIGN_CORNERS",
+    ),
+    one_input(
+        "resize_bilinear",
+        SMALL,
+        lambda x: resized(x, (8, 3)),
+        "unaligned",
+        target_size_height=8,
+        target_size_width=3,
+        sampling_mode="UNALIGN_CORNERS",
+    ),
     # The expected points are those of the definition's own examples.
     one_input(
         "resize_bilinear",
@@ -260,8 +340,24 @@ IMAGES = [
         target_size_width=5,
         sampling_mode="OFFSET_CORNERS",
     ),
-    one_input("resize", SMALL, lambda x: resized(x, (8, 3)), "linear", shape=[8, 3], resized_dims=np.uint32(2), sampling_mode="UNALIGN_CORNERS"),
-    one_input("resize", SMALL, lambda x: F.interpolate(x, (8, 7)), "nearest", shape=[8, 0], resized_dims=np.uint32(2), interpolation_mode="NEAREST_NEIGHBOR"),
+    one_input(
+        "resize",
+        SMALL,
+        lambda x: resized(x, (8, 3)),
+        "linear",
+        shape=[8, 3],
+        resized_dims=np.uint32(2),
+        sampling_mode="UNALIGN_CORNERS",
+    ),
+    one_input(
+        "resize",
+        SMALL,
+        lambda x: F.interpolate(x, (8, 7)),
+        "nearest",
+        shape=[8, 0],
+        resized_dims=np.uint32(2),
+        interpolation_mode="NEAREST_NEIGHBOR",
+    ),
     one_input(
         "crop_resize",
         COUNTED,

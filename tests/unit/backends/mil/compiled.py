@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +41,25 @@ def request_for(
     specs: dict[str, dict[str, Any]] | None = None,
 ) -> tuple[CompileRequest, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The request of a compilation, the inputs, and the outputs that torch computes."""
-    inputs = {name: tensor.numpy() for name, tensor in zip(names or [f"in_{i}" for i in range(len(tensors))], tensors, strict=True)}
+    inputs = {
+        name: tensor.numpy()
+        for name, tensor in zip(names or [f"in_{i}" for i in range(len(tensors))], tensors, strict=True)
+    }
     with torch.no_grad():
         results = module(*tensors)
-    results = results if isinstance(results, tuple) else (results,)
+    results = tuple(results) if isinstance(results, tuple | list) else (results,)
     outputs = {f"out_{place}": tensor.numpy() for place, tensor in enumerate(results)}
     program = TorchProgram(module, tuple(inputs), tuple(outputs), by_keyword=False, example_inputs=inputs)
     folder.mkdir(parents=True, exist_ok=True)
-    program.save(folder / "program.pt2")
+    with warnings.catch_warnings():
+        # torch warns while it exports its own recurrent layers.
+        warnings.simplefilter("ignore")
+        program.save(folder / "program.pt2")
 
     def described(arrays: dict[str, np.ndarray]) -> tuple[TensorSpec, ...]:
         return tuple(
-            TensorSpec(name, array.shape, str(array.dtype), **(specs or {}).get(name, {})) for name, array in arrays.items()
+            TensorSpec(name, array.shape, str(array.dtype), **(specs or {}).get(name, {}))
+            for name, array in arrays.items()
         )
 
     request = CompileRequest(

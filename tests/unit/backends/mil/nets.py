@@ -33,8 +33,12 @@ class Inverted(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.expand = nn.Sequential(nn.Conv2d(8, 48, 1, bias=False), nn.BatchNorm2d(48), nn.ReLU6())
-        self.depth = nn.Sequential(nn.Conv2d(48, 48, 3, 1, 1, groups=48, bias=False), nn.BatchNorm2d(48), nn.Hardswish())
-        self.squeeze = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(48, 12, 1), nn.SiLU(), nn.Conv2d(12, 48, 1), nn.Hardsigmoid())
+        self.depth = nn.Sequential(
+            nn.Conv2d(48, 48, 3, 1, 1, groups=48, bias=False), nn.BatchNorm2d(48), nn.Hardswish()
+        )
+        self.squeeze = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(48, 12, 1), nn.SiLU(), nn.Conv2d(12, 48, 1), nn.Hardsigmoid()
+        )
         self.project = nn.Sequential(nn.Conv2d(48, 8, 1, bias=False), nn.BatchNorm2d(8))
         self.classify = nn.Linear(8, 10)
 
@@ -138,7 +142,10 @@ class Norms(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.GroupNorm(4, 8), nn.InstanceNorm2d(8, affine=True), nn.Conv2d(8, 8, 3, padding=1), nn.LayerNorm([8, 6, 6])
+            nn.GroupNorm(4, 8),
+            nn.InstanceNorm2d(8, affine=True),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.LayerNorm([8, 6, 6]),
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -19,19 +19,18 @@ def write_program(
 ) -> Path:
     """A package whose program is what `build(mb, **inputs)` makes, with no optimization unless `passes`."""
     import coremltools as ct
-    from coremltools.converters.mil.mil import Builder as mb
-    from coremltools.converters.mil.mil import Function, Program, types
+    from coremltools.converters.mil.mil import Builder, Function, Program, types
 
     kinds = {"float32": types.fp32, "float16": types.fp16, "int32": types.int32}
     placeholders = {
-        name: mb.placeholder(shape=array.shape, dtype=kinds[str(array.dtype)]) for name, array in inputs.items()
+        name: Builder.placeholder(shape=array.shape, dtype=kinds[str(array.dtype)]) for name, array in inputs.items()
     }
     program = Program()
     with Function(placeholders, opset_version=ct.target[release]) as function:
-        built = build(mb, **function.inputs)
+        built = build(Builder, **function.inputs)
         found = list(built) if isinstance(built, tuple | list) else [built]
         public = (types.fp32, types.fp16, types.int32)
-        function.set_outputs([var if var.dtype in public else mb.cast(x=var, dtype="int32") for var in found])
+        function.set_outputs([var if var.dtype in public else Builder.cast(x=var, dtype="int32") for var in found])
         program.add_function("main", function)
     more = {} if passes else {"pass_pipeline": ct.PassPipeline.EMPTY}
     model = ct.convert(

@@ -1,0 +1,104 @@
+"""8-bit weights and activations by ai-edge-quantizer, with ranges set by calibration examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from edgekit.backends._litert import flatbuffer
+from edgekit.backends._litert.conversion import EXTRA, SIGNATURE
+from edgekit.backends._litert.interface import as_file, moved_axes
+from edgekit.backends.base import CompileRequest
+from edgekit.core.errors import BackendError, UnsupportedModelError
+from edgekit.core.extras import require
+from edgekit.core.lowering import Quantize
+
+if TYPE_CHECKING:
+    from edgekit.core.task import Array
+
+_LOOPS = f"^{flatbuffer.ADDED}"
+
+
+def static_int8(content: bytes, request: CompileRequest, quantize: Quantize) -> bytes:
+    """8-bit weights per channel and 8-bit activations whose ranges the calibration examples set.
+
+    A recurrence keeps a float state, whose errors would add up step by step: its weights are 8-bit, its activations
+    are quantized by the runtime as they come.
+
+    Raises:
+        BackendError: The quantizer gave no model.
+        UnsupportedModelError: There are no calibration examples, or nothing to quantize.
+    """
+    require("ai_edge_quantizer", EXTRA, "the scheme static_wi8_ai8 of the backend litert")
+    model = flatbuffer.read(content)
+    samples = list(_calibration(request, quantize.calibration))
+    # The calibrator reads every tensor, and the runtime does not keep the results that nothing reads.
+    ranges = _quantizer(_all_read(model), quantize).calibrate({SIGNATURE: samples}, num_threads=1)
+    quantized = _quantizer(content, quantize).quantize(ranges).quantized_model
+    if quantized is None:
+        raise BackendError("ai-edge-quantizer gave no model.")
+    result = flatbuffer.read(bytes(quantized))
+    if not _has_int8_weights(result):
+        raise UnsupportedModelError(
+            f"The scheme {quantize.scheme} changes nothing in {request.source}: it has no layer that LiteRT quantizes.",
+            "Leave out `quantize` for this model.",
+        )
+    flatbuffer.compact(result)
+    return flatbuffer.write(result)
+
+
+def _quantizer(content: bytes, quantize: Quantize) -> Any:
+    from ai_edge_quantizer import quantizer, recipe
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+    from ai_edge_quantizer.qtyping import TFLOperationName
+
+    worker = quantizer.Quantizer(bytearray(content), recipe.static_wi8_ai8())
+    edges = (TFLOperationName.INPUT, TFLOperationName.OUTPUT)
+    for operation in (TFLOperationName.ALL_SUPPORTED, *edges):
+        worker.update_quantization_recipe(_LOOPS, operation, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    worker.add_dynamic_config(_LOOPS, TFLOperationName.FULLY_CONNECTED, num_bits=8)
+    if quantize.io == "float32":
+        # The scheme alone makes inputs and outputs int8, which no caller of the float model expects.
+        for operation in edges:
+            worker.update_quantization_recipe(".*", operation, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    return worker
+
+
+def _all_read(model: Any) -> bytes:
+    for subgraph in model.subgraphs:
+        read = {int(tensor) for operator in subgraph.operators for tensor in operator.inputs}
+        read |= {int(tensor) for tensor in subgraph.outputs}
+        results = [int(tensor) for operator in subgraph.operators for tensor in operator.outputs]
+        subgraph.outputs = [*map(int, subgraph.outputs), *(tensor for tensor in results if tensor not in read)]
+        # Only what a signature names is the calibrator's business; loops' own subgraphs stay as they are.
+        break
+    return flatbuffer.write(model)
+
+
+def _has_int8_weights(model: Any) -> bool:
+    tflite = flatbuffer.schema()
+    return any(
+        tensor.type == tflite.TensorType.INT8 and model.buffers[tensor.buffer].data is not None
+        for subgraph in model.subgraphs
+        for tensor in subgraph.tensors
+    )
+
+
+def _calibration(request: CompileRequest, count: int) -> Iterator[Mapping[str, Array]]:
+    """Examples in the program's own batch size, from the request's calibration folder."""
+    import numpy as np
+
+    if request.calibration is None:
+        raise UnsupportedModelError(
+            f"{request.lowering.precision} needs calibration examples, and there are none.",
+            "Give a task whose examples('calibration') yields inputs: edgekit.yaml: task: task.py:NAME",
+        )
+    arrays = {spec.name: np.load(request.calibration / f"{spec.name}.npy", mmap_mode="r") for spec in request.inputs}
+    axes = moved_axes(request.inputs, request.lowering)
+    batch = request.inputs[0].batch_size
+    available = min(len(array) for array in arrays.values())
+    for start in range(0, min(count, available) - batch + 1, batch):
+        yield {
+            spec.name: as_file(spec.name, arrays[spec.name][start : start + batch], axes, spec.dtype)
+            for spec in request.inputs
+        }

@@ -1,0 +1,179 @@
+"""ONNX Runtime: PCs, servers and boards run its `.onnx` files; its mobile builds run the `.ort` form."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from edgekit.backends import _onnxruntime_graph as onnx_graph
+from edgekit.backends._onnxruntime_export import newest_opset, to_onnx
+from edgekit.backends._onnxruntime_quantize import SCHEMES, quantized
+from edgekit.backends.base import Backend, CompileRequest, Converted, Issue
+from edgekit.core.artifact import Manifest
+from edgekit.core.errors import ConfigError, nearest
+from edgekit.core.extras import require
+from edgekit.core.files import write_atomic
+from edgekit.core.lowering import Lowering
+from edgekit.core.model import TensorSpec
+from edgekit.core.target import Target
+from edgekit.core.workload import RunPlan, Workload
+
+_MAINS: Mapping[str, str] = {"onnx": "model.onnx", "ort": "model.ort"}
+_FOR_DRIVER = ("optimization", "providers")
+_SAME_MACHINE: Mapping[str, str] = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a target file may set under `options: {onnxruntime: …}`.
+
+    Attributes:
+        format: `onnx`, or `ort` for the mobile builds of the runtime.
+        offline: How far the graph is optimised before it is written: `none`, `basic` (nothing but standard operators),
+            `extended` (operators fused for the CPU, the same on every processor) or `all` (laid out for this host's
+            processor: only for targets of the same architecture).
+        optimization: What the runtime does itself while it loads: `all`, `extended`, `basic` or `none`.
+        reduce_range: Whether 8-bit weights keep one bit free: x86 processors without VNNI saturate otherwise.
+        providers: Execution providers, the preferred first.
+    """
+
+    format: str = "onnx"
+    offline: str = "extended"
+    optimization: str = "all"
+    reduce_range: bool = False
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+
+
+class OnnxRuntime(Backend):
+    """Exports with torch.onnx, optimises and quantizes with onnxruntime."""
+
+    summary: ClassVar[str] = "ONNX Runtime: Linux, Raspberry Pi, Windows, macOS, mobile"
+    extra: ClassVar[str] = onnx_graph.EXTRA
+    runtime_extra: ClassVar[str] = onnx_graph.EXTRA
+    reads: ClassVar[tuple[str, ...]] = ("pt2", "onnx")
+    schemes: ClassVar[tuple[str, ...]] = SCHEMES
+    converter_modules: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "onnxscript")
+    toolchain: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
+    runtime_package: ClassVar[str] = "onnxruntime"
+    runtime_module: ClassVar[str] = "onnxruntime"
+    # Read and written by its Python tools for converting models; a session imports none of them.
+    runtime_exclude: ClassVar[tuple[str, ...]] = ("flatbuffers", "protobuf", "sympy", "mpmath", "packaging")
+    driver: ClassVar[str] = "device_onnxruntime.py"
+
+    def unsupported(
+        self, program_format: str, outputs: Sequence[TensorSpec], lowering: Lowering, target: Target
+    ) -> list[Issue]:
+        """See `Backend.unsupported`."""
+        issues = super().unsupported(program_format, outputs, lowering, target)
+        options_of(target)
+        newest_opset(self.runtime_version(target))
+        if lowering.quantize and lowering.quantize.io != "float32":
+            hint = "Leave out io, or use io: float32."
+            issues.append(Issue(f"io: {lowering.quantize.io}", "inputs and outputs stay float32 here", hint=hint))
+        if lowering.overrides:
+            layers = ", ".join(sorted(lowering.overrides))
+            issues.append(Issue("overrides", "ONNX Runtime quantizes all layers alike here", where=layers))
+        return issues
+
+    def convert(self, request: CompileRequest, out: Path) -> Converted:
+        """See `Backend.convert`."""
+        # Whatever the exporter prints must not end up in what our caller prints.
+        with contextlib.redirect_stdout(sys.stderr):
+            return self._convert(request, out)
+
+    def _convert(self, request: CompileRequest, out: Path) -> Converted:
+        options = options_of(request.target)
+        model = to_onnx(request, self.runtime_version(request.target))
+        changed: list[str] = []
+        if request.lowering.quantize is None:
+            model = onnx_graph.optimized(model, options.offline)
+        else:
+            # Fused operators are unknown to the quantizer, and what is optimised after it follows this host's processor.
+            model = onnx_graph.optimized(model, min(options.offline, "basic", key=onnx_graph.LEVELS.index))
+            model = quantized(model, request, options.reduce_range)
+        if request.lowering.precision == "weight_only_wi8_afp32":
+            changed.append(
+                "run it with the session option session.disable_quant_qdq=1: the weights are then unpacked once, while"
+                " it loads (edgekit's own runner does)"
+            )
+        onnx_graph.merge_duplicates(model)
+        onnx_graph.strip(model)
+        main = _MAINS[options.format]
+        if options.format == "ort":
+            write_atomic(out / main, onnx_graph.ort_format(model, "none"))
+        else:
+            write_atomic(out / main, onnx_graph.serialized(model))
+        inputs = tuple(_as_converted(spec, port) for spec, port in zip(request.inputs, model.graph.input, strict=True))
+        outputs = tuple(
+            _as_converted(spec, port) for spec, port in zip(request.outputs, model.graph.output, strict=True)
+        )
+        changed += [
+            f"'{now.name}' is {now.dtype} in the artifact; it was {was.dtype}"
+            for was, now in zip(request.inputs + request.outputs, inputs + outputs, strict=True)
+            if was.dtype != now.dtype
+        ]
+        return Converted(main, inputs, outputs, changed=tuple(changed))
+
+    def run_plan(
+        self,
+        manifest: Manifest,
+        target: Target,
+        workloads: Sequence[Workload],
+        options: Mapping[str, Any] | None = None,
+    ) -> RunPlan:
+        """See `Backend.run_plan`."""
+        plan = super().run_plan(manifest, target, workloads, options)
+        settings = {key: value for key, value in plan.options.items() if key in _FOR_DRIVER}
+        if manifest.lowering.precision == "weight_only_wi8_afp32":
+            settings["unpack_weights"] = True
+        return replace(plan, options=settings)
+
+
+def options_of(target: Target) -> Options:
+    """The target's options for this backend, checked.
+
+    Raises:
+        ConfigError: An option is unknown or has a value that it cannot have.
+    """
+    given = dict(target.options.get("onnxruntime", {}))
+    defaults = vars(Options())
+    for name, value in given.items():
+        if name not in defaults:
+            guess = nearest(name, defaults)
+            raise ConfigError(
+                f"The target '{target.name}' sets the unknown option onnxruntime.{name}."
+                f"{f' Did you mean {guess!r}?' if guess else ''}",
+                f"Known: {', '.join(defaults)}.",
+            )
+        wanted = list if name == "providers" else type(defaults[name])
+        if not isinstance(value, (wanted, tuple) if wanted is list else wanted):
+            raise ConfigError(f"The option onnxruntime.{name} of the target '{target.name}' cannot be {value!r}.")
+    if "providers" in given:
+        given["providers"] = tuple(given["providers"])
+    options = Options(**given)
+    choices = {"format": tuple(_MAINS), "offline": onnx_graph.LEVELS, "optimization": onnx_graph.LEVELS}
+    for name, known in choices.items():
+        if getattr(options, name) not in known:
+            raise ConfigError(
+                f"The option onnxruntime.{name} of the target '{target.name}' cannot be '{getattr(options, name)}'.",
+                f"Known: {', '.join(known)}.",
+            )
+    machine = platform.machine().lower()
+    if options.offline == "all" and target.cpu.arch != _SAME_MACHINE.get(machine, machine):
+        raise ConfigError(
+            f"The target '{target.name}' is {target.cpu.arch} and sets onnxruntime.offline: all, which lays the graph out"
+            f" for the processor of this machine ({machine}).",
+            "Use offline: extended; the runtime on the device does the rest while it loads.",
+        )
+    return options
+
+
+def _as_converted(spec: TensorSpec, port: Any) -> TensorSpec:
+    onnx = require("onnx", onnx_graph.EXTRA, onnx_graph.WHY)
+    dtype: Any = str(onnx.helper.tensor_dtype_to_np_dtype(port.type.tensor_type.elem_type))
+    return replace(spec, dtype=dtype)
