@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+_DELEGATES = ("DELEGATE", "TfLiteXNNPackDelegate")
+
 
 class Driver:
     """One signature of a model in the LiteRT interpreter.
@@ -152,18 +154,42 @@ class Driver:
     def facts(self) -> dict[str, Any]:
         """What ran; `xnnpack_applied` is None where the interpreter does not show its plan."""
         try:
-            kinds = [operator["op_name"] for operator in self._interpreter._get_ops_details()]
+            operators = self._interpreter._get_ops_details()
         except (AttributeError, KeyError):
-            kinds = None
+            operators = None
         # No other delegate is ever asked for here: a delegate node in the plan is XNNPACK's.
-        applied = None if kinds is None else "DELEGATE" in kinds or "TfLiteXNNPackDelegate" in kinds
-        return {
+        applied = None if operators is None else any(operator["op_name"] in _DELEGATES for operator in operators)
+        found = {
             "runtime": self._distribution,
             "runtime_version": importlib.metadata.version(self._distribution),
             "threads": self._threads,
             "delegate": "XNNPACK" if applied else None if applied is None else "none",
             "xnnpack_applied": applied,
         }
+        return found if operators is None else dict(found, not_delegated=self._not_delegated(operators))
+
+    def _not_delegated(self, operators: list[dict[str, Any]]) -> dict[str, int]:
+        """How many operators of each kind the interpreter runs itself, in the file's main graph.
+
+        The interpreter lists the operators that a delegate took over like all others. They are known by their results:
+        either the delegate's own, or never allocated. The body of a loop is not looked into.
+        """
+        taken = {index for operator in operators if operator["op_name"] in _DELEGATES for index in operator["outputs"]}
+        left: dict[str, int] = {}
+        for operator in operators:
+            name, results = operator["op_name"], [index for index in operator["outputs"] if index >= 0]
+            if name in _DELEGATES:
+                continue
+            if not taken or any(index not in taken and self._is_allocated(index) for index in results):
+                left[name] = left.get(name, 0) + 1
+        return left
+
+    def _is_allocated(self, index: int) -> bool:
+        try:
+            self._interpreter.get_tensor(index)
+        except ValueError:
+            return False
+        return True
 
 
 def _as_float(interpreter: Any, detail: Any) -> Any:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from edgekit.backends._litert import flatbuffer
+from edgekit.backends._litert import flatbuffer, operators
 from edgekit.backends._litert.conversion import EXTRA, SIGNATURE, to_flatbuffer
 from edgekit.backends._litert.interface import artifact_specs, shown_axes
+from edgekit.backends._litert.loadable import require_loadable
 from edgekit.backends._litert.metadata import with_metadata, worth_writing
 from edgekit.backends._litert.quantization import static_int8
 from edgekit.backends.base import Backend, CompileRequest, Converted, Issue
@@ -65,9 +66,14 @@ class LiteRt(Backend):
             issues.append(Issue("overrides", "edgekit quantizes all layers alike for LiteRT", layers))
         return issues
 
+    def unsupported_operators(self, exported: Any, lowering: Lowering) -> list[Issue]:
+        """See `Backend.unsupported_operators`."""
+        return operators.unsupported_operators(exported)
+
     def convert(self, request: CompileRequest, out: Path) -> Converted:
         """See `Backend.convert`."""
         content = to_flatbuffer(request)
+        require_loadable(content, request.source)
         if request.lowering.quantize is not None:
             content = static_int8(content, request, request.lowering.quantize)
         model = flatbuffer.read(content)

@@ -135,6 +135,8 @@ def _convert(request: CompileRequest, out: Path) -> Converted:
     options = options_of(request.target)
     model = _read(ov, request)
     _pin(ov, model, request)
+    # Before NNCF as well, which derives names of its own from these.
+    _name_by_place(model)
     if request.lowering.quantize is not None:
         model = quantized(model, request, options.device)
     _name_by_place(model)

@@ -33,16 +33,18 @@ def register(app: typer.Typer) -> None:
         recipe: options.Recipe = None,
         name: options.Name = None,
         task: options.Task = None,
+        weights: options.Weights = None,
         out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder that gets one folder a target.")] = None,
         no_verify: options.NoVerify = False,
+        min_snr_db: options.MinSnr = None,
         timeout: options.Timeout = 1800.0,
         no_cache: options.NoCache = False,
     ) -> None:
         """Compress where the recipe says so, convert, verify; one artifact folder a target."""
         from edgekit.flow.export import export_artifact
 
-        project = options.project_of(source, name, task, recipe, target)
-        builder = options.builder_of(project, screen, timeout, no_cache)
+        project = options.project_of(source, name, task, recipe, target, weights)
+        builder = options.builder_of(project, screen, timeout, no_cache, min_snr_db)
         made = []
         for chosen in options.targets_of(project):
             built = builder.build(chosen, backend, verify=not no_verify)

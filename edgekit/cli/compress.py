@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
         recipe: options.Recipe = None,
         name: options.Name = None,
         task: options.Task = None,
+        weights: options.Weights = None,
         out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the checkpoint.")] = None,
         no_cache: options.NoCache = False,
     ) -> None:
@@ -37,7 +38,7 @@ def register(app: typer.Typer) -> None:
         from edgekit.flow.checkpoint import save_checkpoint
         from edgekit.flow.convert import DEFAULT_TIMEOUT_SECONDS
 
-        project = options.project_of(source, name, task, recipe, None)
+        project = options.project_of(source, name, task, recipe, None, weights)
         if project.recipe is None or not project.recipe.passes:
             raise ConfigError(
                 "There is no pass to run: no recipe was given, or it has none.",

@@ -38,6 +38,7 @@ def register(app: typer.Typer) -> None:
         recipe: options.Recipe = None,
         name: options.Name = None,
         task: options.Task = None,
+        weights: options.Weights = None,
         threads: options.Threads = None,
         processes: options.Processes = 3,
         min_runs: options.MinRuns = 30,
@@ -68,7 +69,7 @@ def register(app: typer.Typer) -> None:
             built = open_artifact(loose, root)
             plans.append((built, devices_for(built.target, load_devices(root / DEVICES_FILE), device, every)))
         else:
-            project = options.project_of(source, name, task, recipe, target)
+            project = options.project_of(source, name, task, recipe, target, weights)
             root = project.root
             builder = options.builder_of(project, screen, timeout, no_cache)
             # Where it goes is settled for every target before minutes are spent on building for the first.

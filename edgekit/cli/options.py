@@ -22,6 +22,9 @@ Source = Annotated[
     ),
 ]
 Name = Annotated[str | None, typer.Option("--name", help="The model's name on devices and in results.")]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="A state dict (.pt, .pth, .safetensors) for what the factory builds.")
+]
 Task = Annotated[str | None, typer.Option("--task", help="The task, as task.py:NAME.")]
 Recipe = Annotated[str | None, typer.Option("--recipe", "-r", help="The recipe's file.")]
 Targets = Annotated[list[str] | None, typer.Option("--target", "-t", help="A target; may be given several times.")]
@@ -30,6 +33,10 @@ DeviceName = Annotated[str | None, typer.Option("--device", "-d", help="A unit i
 Timeout = Annotated[float, typer.Option("--timeout", help="Seconds after which one conversion is stopped.", min=1)]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Make everything anew.")]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not compare the artifact with the model.")]
+MinSnr = Annotated[
+    float | None,
+    typer.Option("--min-snr-db", help="Least signal-to-noise ratio of outputs; the precision's own by default."),
+]
 Threads = Annotated[
     int | None, typer.Option("--threads", help="Threads of the runtime; the target's number by default.", min=1)
 ]
@@ -42,12 +49,17 @@ Html = Annotated[Path | None, typer.Option("--html", help="Write a self-containe
 
 
 def project_of(
-    source: str | None, name: str | None, task: str | None, recipe: str | None, targets: list[str] | None
+    source: str | None,
+    name: str | None,
+    task: str | None,
+    recipe: str | None,
+    targets: list[str] | None,
+    weights: str | None = None,
 ) -> Project:
     """The project that a command works on."""
     from edgekit.flow.project import Overrides, load_project
 
-    return load_project(Path.cwd(), Overrides(source, name, task, recipe, tuple(targets or ())))
+    return load_project(Path.cwd(), Overrides(source, name, task, recipe, tuple(targets or ()), weights))
 
 
 def targets_of(project: Project, default: str | None = None) -> list[Target]:
@@ -67,12 +79,19 @@ def targets_of(project: Project, default: str | None = None) -> list[Target]:
     return [load_target(name, project.root) for name in names]
 
 
-def builder_of(project: Project, screen: Screen, timeout: float, no_cache: bool) -> Builder:
+def builder_of(
+    project: Project,
+    screen: Screen,
+    timeout: float = 1800.0,
+    no_cache: bool = False,
+    min_snr_db: float | None = None,
+) -> Builder:
     """The builder of a project."""
     from edgekit.flow.build import Builder
     from edgekit.flow.cache import Cache
+    from edgekit.flow.recipe import Verify
 
-    return Builder(project, screen, Cache(enabled=not no_cache), timeout)
+    return Builder(project, screen, Cache(enabled=not no_cache), timeout, Verify(min_snr_db=min_snr_db))
 
 
 def store_of(root: Path) -> Store:

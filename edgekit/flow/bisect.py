@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekit.backends.base import registry as backends
 from edgekit.core.artifact import Artifact, describe_files
 from edgekit.core.errors import ConfigError, VerificationError
 from edgekit.core.model import Model, PassRecord, TensorSpec
@@ -21,6 +22,7 @@ from edgekit.core.target import Target
 from edgekit.flow.build import Builder
 from edgekit.flow.divergence import Bisection, bisect
 from edgekit.flow.evaluate import InputFiles
+from edgekit.flow.imported import as_torch
 from edgekit.flow.layers import layers_of
 from edgekit.flow.matching import as_arrays
 from edgekit.flow.state import ModelInfo
@@ -41,12 +43,15 @@ def source_of(artifact: Artifact, builder: Builder, target: Target) -> Model:
     """
     state = builder.compressed(builder.project.recipe_for(target))
     manifest = artifact.manifest
-    if state.info.digest != manifest.source_digest:
+    read = backends.create(manifest.backend).reads
+    converted = state if state.info.format in read else as_torch(state, builder.tools)
+    if converted.info.digest != manifest.source_digest:
         raise ConfigError(
             f"The artifact was made from another model than {builder.source_label} gives now:"
             f" {_difference(artifact, builder.source_label, state.info)}.",
             "Give the source that it was made from with --source (and --recipe), or make it anew: edgekit compile",
         )
+    # Of a program that was imported for the backend the original is compared: its names are those that people know.
     return state.live()
 
 
@@ -98,7 +103,7 @@ def bisect_artifact(
     calls = _calls(model.inputs, golden)
     with tempfile.TemporaryDirectory(prefix="edgekit-bisect-") as folder:
         work = Path(folder)
-        files = {}
+        files: dict[str, Path] = {}
         for was, spec in zip(model.inputs, artifact.manifest.inputs, strict=True):
             values = np.concatenate([_narrowed(call[was.name], spec) for call in calls])
             files[spec.name] = work / f"{len(files)}.npy"
@@ -159,4 +164,3 @@ def _as_it_is(artifact: Artifact, folder: Path) -> Artifact:
         shutil.copyfile(source, copy)
     files = describe_files(folder)
     return Artifact(folder, replace(artifact.manifest, files=files), artifact.digest)
-

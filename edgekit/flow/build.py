@@ -24,13 +24,14 @@ from edgekit.core.task import SPLITS, Split
 from edgekit.flow.cache import Cache
 from edgekit.flow.convert import DEFAULT_TIMEOUT_SECONDS, convert
 from edgekit.flow.data import DataSet, load_data
-from edgekit.flow.evaluate import InputFiles, golden_inputs, reference_outputs, split_inputs
+from edgekit.flow.evaluate import InputFiles, as_taken, golden_inputs, random_inputs, reference_outputs, split_inputs
+from edgekit.flow.imported import as_torch
 from edgekit.flow.pipeline import Tools, check_budget, compress, metrics_of
 from edgekit.flow.project import Project
-from edgekit.flow.recipe import Recipe
+from edgekit.flow.recipe import Recipe, Verify
 from edgekit.flow.source import load_source
 from edgekit.flow.state import ModelState
-from edgekit.flow.verify import HostRun, require_parity, run_on_host
+from edgekit.flow.verify import HostRun, require_parity, run_on_host, tolerance_of
 from edgekit.frontends.base import split_source
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Builder:
         progress: Where it tells what it does.
         cache: Where results are kept.
         timeout_seconds: One conversion is stopped after this long.
+        verify: What outputs must keep of the model's, in place of what the recipe says.
     """
 
     def __init__(
@@ -80,11 +82,13 @@ class Builder:
         progress: Progress,
         cache: Cache | None = None,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        verify: Verify | None = None,
     ) -> None:
         self.project = project
         self.progress = progress
         self.cache = cache or Cache()
         self.timeout_seconds = timeout_seconds
+        self.verify = verify or Verify()
 
     @functools.cached_property
     def source(self) -> ModelState:
@@ -110,8 +114,9 @@ class Builder:
         return Tools(self.cache, self.progress, self.data, self.project.source_request)
 
     def compressed(self, recipe: Recipe) -> ModelState:
-        """The model after a recipe's passes."""
-        return compress(self.source, recipe, self.tools)
+        """The model after a recipe's passes; a foreign format is imported into torch where there are any."""
+        source = as_torch(self.source, self.tools) if recipe.passes else self.source
+        return compress(source, recipe, self.tools)
 
     def build(self, target: Target, backend_name: str | None = None, *, verify: bool = True) -> Built:
         """The artifact for a target, made unless it is there, and verified.
@@ -127,9 +132,10 @@ class Builder:
         source = self.project.root / split_source(self.project.source)[0]
         if not source.exists():
             raise ConfigError(f"There is no file '{source}'.", "Check `source:` in edgekit.yaml, or the path as typed.")
-        guessed = "onnx" if self.project.source.endswith(".onnx") else "pt2"
-        backend.refuse_unsupported(guessed, (), recipe.lowering, target)
+        backend.refuse_unsupported(backend.reads[0], (), recipe.lowering, target)
         state = self.compressed(recipe)
+        if state.info.format not in backend.reads:
+            state = as_torch(state, self.tools)
         backend.refuse_unsupported(state.info.format, state.info.outputs, recipe.lowering, target)
         calibration = self._calibration(recipe.lowering)
         key = self._artifact_key(backend, state, recipe.lowering, target, calibration)
@@ -242,11 +248,15 @@ class Builder:
     def _sets(self) -> tuple[InputFiles, ...]:
         splits: tuple[Split, ...] = tuple(s for s in SPLITS if s in ("validation", "test"))
         found = [split_inputs(self.data, split) for split in splits] if self.data is not None else []
-        return (self._golden(), *(s for s in found if s is not None))
+        golden = self._golden()
+        # Without a task the golden inputs are made up already.
+        made_up = () if self.data is None else (random_inputs(self.source.info.inputs, golden, self.cache),)
+        return (golden, *made_up, *(s for s in found if s is not None))
 
     def _unverified(self, artifact: Artifact, target: Target, cached: bool) -> Built:
         self.progress.warn("Not verified: nobody has checked that this artifact computes what the model computes.")
-        return Built(artifact, target, cached, self._sets(), None, {}, {}, {}, self.data)
+        sets = tuple(as_taken(s, artifact.manifest.inputs, self.cache) for s in self._sets())
+        return Built(artifact, target, cached, sets, None, {}, {}, {}, self.data)
 
     def _compared(self, artifact: Artifact, target: Target, cached: bool, state: ModelState) -> Built:
         sets = self._sets()
@@ -257,14 +267,17 @@ class Builder:
             }
 
         references = outputs_of(state)
-        host = run_on_host(artifact, target, sets, references, self.cache, self.progress)
-        splits = [s.name for s in sets if s.name != "golden"]
+        taken = tuple(as_taken(s, artifact.manifest.inputs, self.cache) for s in sets)
+        said = (self.project.recipe_for(target).verify, self.verify)
+        tolerance = tolerance_of(artifact.manifest.lowering.precision, *said)
+        host = run_on_host(artifact, target, taken, references, self.cache, self.progress, tolerance)
+        splits = [s.name for s in sets if s.name in SPLITS]
         data = self.data
         return Built(
             artifact=artifact,
             target=target,
             cached=cached,
-            sets=sets,
+            sets=taken,
             host=host,
             source_outputs=outputs_of(self.source),
             source_metrics={split: metrics_of(self.source, self.tools, split) for split in splits},

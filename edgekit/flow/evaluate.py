@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from edgekit.core.errors import UnsupportedModelError
+from edgekit.core.errors import ConfigError, UnsupportedModelError
 from edgekit.core.files import sha256_text
 from edgekit.core.model import Model, TensorSpec
 from edgekit.core.progress import Progress
@@ -17,9 +17,13 @@ from edgekit.flow.cache import Cache
 from edgekit.flow.data import DataSet
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from edgekit.core.task import Array
 
 GOLDEN_EXAMPLES = 8
+RANDOM_EXAMPLES = 4
+RANDOM = "random"
 
 
 @dataclass(frozen=True)
@@ -152,19 +156,88 @@ def golden_inputs(
     return InputFiles("golden", {spec.name: folder / array_file(spec.name) for spec in specs}, golden_key)
 
 
+def random_inputs(specs: tuple[TensorSpec, ...], seen: InputFiles, cache: Cache) -> InputFiles:
+    """Seeded random values in the range that is declared for each input, else in the range of values seen.
+
+    Args:
+        specs: The model's inputs.
+        seen: Inputs from the task; integers never leave their range: they may be places in a table.
+        cache: Where the files are kept.
+    """
+    import numpy as np
+
+    ranges = {spec.name: _range_of(spec, np.load(seen.files[spec.name], mmap_mode="r")) for spec in specs}
+    shapes = {spec.name: (RANDOM_EXAMPLES, *spec.shape[1:]) for spec in specs}
+    key = sha256_text(f"random:{[(s.name, s.dtype, ranges[s.name], shapes[s.name]) for s in specs]}")
+
+    def fill(staging: Path) -> None:
+        generator = np.random.default_rng(0)
+        for spec in specs:
+            values = _uniform(generator, *ranges[spec.name], shapes[spec.name], np.dtype(spec.dtype))
+            np.save(staging / array_file(spec.name), values)
+
+    folder = cache.make("outputs", key, fill)
+    return InputFiles(RANDOM, {spec.name: folder / array_file(spec.name) for spec in specs}, key)
+
+
+def as_taken(inputs: InputFiles, specs: Sequence[TensorSpec], cache: Cache) -> InputFiles:
+    """The inputs in the integer types that an artifact takes: converters make 64-bit integers 32-bit ones.
+
+    Args:
+        inputs: The inputs in the model's own types.
+        specs: The artifact's inputs.
+        cache: Where changed files are kept.
+
+    Raises:
+        ConfigError: A value does not fit the artifact's type.
+    """
+    import numpy as np
+
+    arrays = {spec.name: np.load(inputs.files[spec.name], mmap_mode="r") for spec in specs}
+    narrowed = {
+        spec.name: spec.dtype
+        for spec in specs
+        if arrays[spec.name].dtype.kind == "i"
+        and spec.dtype.startswith("int")
+        and arrays[spec.name].dtype != spec.dtype
+    }
+    if not narrowed:
+        return inputs
+    for name, dtype in narrowed.items():
+        limits, values = np.iinfo(dtype), arrays[name]
+        if values.size and (values.min() < limits.min or values.max() > limits.max):
+            raise ConfigError(
+                f"The input '{name}' has values from {values.min()} to {values.max()} in the set '{inputs.name}'; the"
+                f" artifact takes {dtype}."
+            )
+
+    def fill(staging: Path) -> None:
+        for name, dtype in narrowed.items():
+            np.save(staging / array_file(name), arrays[name].astype(dtype))
+
+    key = sha256_text(f"{inputs.key}:{sorted(narrowed.items())}")
+    folder = cache.make("outputs", key, fill)
+    return InputFiles(inputs.name, {**inputs.files, **arrays_in(folder)}, key)
+
+
 def _made_up(spec: TensorSpec, example: Array) -> Array:
     """The example itself and seeded random values between its extremes, or in the declared range."""
     import numpy as np
 
-    generator = np.random.default_rng(0)
-    low, high = spec.value_range or (float(np.min(example)), float(np.max(example)))
-    if low == high:
-        low, high = (low - 1.0, high + 1.0) if example.dtype.kind == "f" else (low, high)
     count = max(GOLDEN_EXAMPLES - len(example), 0)
     shape = (count, *example.shape[1:])
-    values: Array
-    if example.dtype.kind == "f":
-        values = generator.uniform(low, high, shape)
-    else:
-        values = generator.integers(int(low), int(high) + 1, shape)
-    return np.concatenate([example, values.astype(example.dtype)])
+    values = _uniform(np.random.default_rng(0), *_range_of(spec, example), shape, example.dtype)
+    return np.concatenate([example, values])
+
+
+def _range_of(spec: TensorSpec, seen: Array) -> tuple[float, float]:
+    import numpy as np
+
+    low, high = spec.value_range or (float(np.min(seen)), float(np.max(seen)))
+    return (low - 1.0, high + 1.0) if low == high and seen.dtype.kind == "f" else (low, high)
+
+
+def _uniform(generator: np.random.Generator, low: float, high: float, shape: tuple[int, ...], dtype: Any) -> Array:
+    if dtype.kind == "f":
+        return generator.uniform(low, high, shape).astype(dtype)
+    return generator.integers(int(low), int(high) + 1, shape).astype(dtype)

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from edgekit.core import schema
-from edgekit.core.artifact import MANIFEST, load_artifact
+from edgekit.core.artifact import MANIFEST, Artifact, load_artifact
 from edgekit.core.errors import ConfigError
 from edgekit.core.files import sha256_text, staged_directory
 from edgekit.core.target import load_target
@@ -54,13 +54,22 @@ def open_artifact(path: Path, project_root: Path | None = None) -> Built:
     artifact = load_artifact(path)
     artifact.verify_files()
     target = load_target(artifact.manifest.target, project_root)
-    folder = artifact.path / GOLDEN
-    sets: tuple[InputFiles, ...] = ()
+    golden, verification = golden_of(artifact), verification_of(artifact)
     host = None
-    if (folder / "inputs").is_dir():
-        inputs = arrays_in(folder / "inputs")
-        sets = (InputFiles(GOLDEN, inputs, sha256_text(f"golden of {artifact.digest}")),)
-        expected = arrays_in(folder / "expected")
-        verification = schema.convert(Verification, schema.load_json(artifact.path / VERIFICATION))
-        host = HostRun(verification, {GOLDEN: expected})
-    return Built(artifact, target, True, sets, host, {}, {}, {}, None)
+    if golden is not None and verification is not None:
+        host = HostRun(verification, {GOLDEN: arrays_in(artifact.path / GOLDEN / "expected")})
+    return Built(artifact, target, True, () if golden is None else (golden,), host, {}, {}, {}, None)
+
+
+def golden_of(artifact: Artifact) -> InputFiles | None:
+    """The inputs that travel with an exported artifact; None where it was not verified."""
+    folder = artifact.path / GOLDEN / "inputs"
+    if not folder.is_dir():
+        return None
+    return InputFiles(GOLDEN, arrays_in(folder), sha256_text(f"golden of {artifact.digest}"))
+
+
+def verification_of(artifact: Artifact) -> Verification | None:
+    """How close an exported artifact was to its model when it was compiled; None where nobody looked."""
+    path = artifact.path / VERIFICATION
+    return schema.convert(Verification, schema.load_json(path)) if path.is_file() else None

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edgekit.core.task import Array
 
 EQUAL_DB = 999.0
@@ -51,9 +54,9 @@ class Profile:
     """
 
     size: int
-    norms: Array
-    sums: Array
-    positives: Array
+    norms: NDArray[np.float64]
+    sums: NDArray[np.float64]
+    positives: NDArray[np.float64]
     finite: bool
     telling: bool
 
@@ -105,8 +108,8 @@ def fit(name: str, layer: Array, tensor: Array) -> Fit:
 
     if not np.isfinite(tensor).all():
         return Fit(name, -EQUAL_DB, 0.0)
-    want, have = _arranged(layer, tensor)
-    want, have = want.astype(np.float64), have.astype(np.float64)
+    one, other = _arranged(layer, tensor)
+    want, have = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
     signal, noise = float(np.sum(want**2)), float(np.sum((have - want) ** 2))
     norms = math.sqrt(signal) * math.sqrt(float(np.sum(have**2)))
     cosine = float(np.sum(want * have)) / norms if norms else 0.0
@@ -127,9 +130,15 @@ def _arranged(layer: Array, tensor: Array) -> tuple[Array, Array]:
         places = np.random.default_rng(0).integers(0, plain.size, min(_SAMPLES, plain.size))
         wanted = plain.reshape(-1)[places].astype(np.float64)
         orders = [turned.transpose(0, *order) for order in itertools.permutations(range(1, turned.ndim))]
-        best = min(orders, key=lambda order: float(np.sum((order.flat[places] - wanted) ** 2)))
+        best = min(orders, key=lambda order: _distance(order.flat[places], wanted))
     found = best.reshape(calls, -1)
     return (found, plain) if turned is one else (plain, found)
+
+
+def _distance(values: Array, wanted: NDArray[np.float64]) -> float:
+    import numpy as np
+
+    return float(np.sum((np.asarray(values, dtype=np.float64) - wanted) ** 2))
 
 
 def _squeezed(value: Array) -> Array:

@@ -27,6 +27,7 @@ class _ProjectFile:
     name: str | None = None
     inputs: tuple[InputDeclaration, ...] = ()
     outputs: tuple[OutputDeclaration, ...] = ()
+    weights: str | None = None
     task: str | None = None
     recipe: str | Mapping[str, Any] | None = None
     targets: tuple[str, ...] = ()
@@ -45,6 +46,7 @@ class Project:
         task: `task.py:Name`, or None.
         recipe: The recipe, or None for the target's own.
         targets: Names of the targets.
+        weights: A file with a state dict for what the factory builds, or None.
     """
 
     root: Path
@@ -55,11 +57,12 @@ class Project:
     task: str | None = None
     recipe: Recipe | None = None
     targets: tuple[str, ...] = ()
+    weights: str | None = None
 
     @property
     def source_request(self) -> SourceRequest:
         """The request for a frontend."""
-        return SourceRequest(self.source, self.root, self.name, self.inputs, self.outputs)
+        return SourceRequest(self.source, self.root, self.name, self.inputs, self.outputs, self.weights)
 
     def recipe_for(self, target: Target) -> Recipe:
         """The recipe used for a target: the person's, else the target's own, else nothing at all."""
@@ -86,6 +89,7 @@ class Overrides:
     task: str | None = None
     recipe: str | None = None
     targets: tuple[str, ...] = field(default=())
+    weights: str | None = None
 
 
 def load_project(start: Path, overrides: Overrides | None = None, environ: Mapping[str, str] | None = None) -> Project:
@@ -94,7 +98,7 @@ def load_project(start: Path, overrides: Overrides | None = None, environ: Mappi
     Args:
         start: The current folder.
         overrides: What flags say.
-        environ: Environment variables; `EDGEKIT_SOURCE`, `_NAME`, `_TASK`, `_RECIPE`, `_TARGETS` count.
+        environ: Environment variables; `EDGEKIT_SOURCE`, `_NAME`, `_TASK`, `_RECIPE`, `_TARGETS`, `_WEIGHTS` count.
 
     Raises:
         ConfigError: A file is wrong, or there is neither a project file nor a source.
@@ -128,6 +132,7 @@ def load_project(start: Path, overrides: Overrides | None = None, environ: Mappi
         task=said.task or (file.task if own_source else None),
         recipe=_recipe(said.recipe, file.recipe if own_source else None, root, document),
         targets=said.targets or file.targets,
+        weights=said.weights or (file.weights if own_source else None),
     )
 
 
@@ -140,12 +145,14 @@ def _combined(flags: Overrides, environ: Mapping[str, str], start: Path) -> Over
         task=flags.task or environ.get("EDGEKIT_TASK") or None,
         recipe=flags.recipe or environ.get("EDGEKIT_RECIPE") or None,
         targets=flags.targets or targets,
+        weights=flags.weights or environ.get("EDGEKIT_WEIGHTS") or None,
     )
     return replace(
         merged,
         source=_absolute(merged.source, start),
         task=_absolute(merged.task, start),
         recipe=_absolute(merged.recipe, start),
+        weights=_absolute(merged.weights, start),
     )
 
 

@@ -40,11 +40,25 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Verify:
+    """What an artifact's outputs must keep of the model's, where the precision's own tolerance does not fit.
+
+    Attributes:
+        min_snr_db: Least signal-to-noise ratio; the precision's own where None.
+        min_cosine: Least cosine similarity; the precision's own where None.
+    """
+
+    min_snr_db: float | None = None
+    min_cosine: float | None = None
+
+
+@dataclass(frozen=True)
 class _RecipeFile:
     schema_version: int
     passes: tuple[Mapping[str, Any], ...] = ()
     lowering: Lowering = Lowering()
     budget: Budget | None = None
+    verify: Verify = Verify()
 
 
 @dataclass(frozen=True)
@@ -55,12 +69,14 @@ class Recipe:
         passes: The passes in order, with their options.
         lowering: The options of the compilation.
         budget: What may be lost; None where nothing is limited.
+        verify: What an artifact's outputs must keep.
         source: The file it came from, for people.
     """
 
     passes: tuple[Pass, ...] = ()
     lowering: Lowering = Lowering()
     budget: Budget | None = None
+    verify: Verify = Verify()
     source: str = ""
 
 
@@ -83,7 +99,9 @@ def parse_recipe(document: Document) -> Recipe:
             f"{document.where('budget', 'max_drop')}: `max_drop` cannot be '{raw.budget.max_drop}'.",
             "Write 0.01 for an absolute drop in the metric's own unit, or 'rel:1%' for a relative one.",
         )
-    return Recipe(tuple(passes), raw.lowering, raw.budget, document.source)
+    if raw.verify.min_cosine is not None and not -1 <= raw.verify.min_cosine <= 1:
+        raise ConfigError(f"{document.where('verify', 'min_cosine')}: a cosine is between -1 and 1.")
+    return Recipe(tuple(passes), raw.lowering, raw.budget, raw.verify, document.source)
 
 
 def _make(document: Document, index: int, entry: Mapping[str, Any]) -> Pass:

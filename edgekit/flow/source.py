@@ -63,6 +63,7 @@ def _identity(project: Project, path: Path) -> dict[str, object]:
         "source": str(path.resolve()),
         "factory": split_source(project.source)[1],
         "name": project.name,
+        "weights": project.weights,
         "inputs": [schema.to_plain(declared) for declared in project.inputs],
         "outputs": [schema.to_plain(declared) for declared in project.outputs],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from edgekit.core.target import Target
 from edgekit.core.workload import Workload, WorkloadKind
 from edgekit.flow.cache import Cache
 from edgekit.flow.evaluate import InputFiles, array_file, arrays_in
+from edgekit.flow.recipe import Verify
 from edgekit.runners.base import Job
 from edgekit.runners.base import registry as runners
 from edgekit.transports.base import connect
@@ -58,6 +59,15 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "palette_2": Tolerance(0.6, 2.0),
     "palette_1": Tolerance(0.3, 0.0),
 }
+
+
+def tolerance_of(precision: str, *said: Verify) -> Tolerance:
+    """The tolerance of a precision, with what a recipe or a flag says in its place; the last word counts."""
+    found = TOLERANCES[precision]
+    for each in said:
+        snr, cosine = each.min_snr_db, each.min_cosine
+        found = Tolerance(found.min_cosine if cosine is None else cosine, found.min_snr_db if snr is None else snr)
+    return found
 
 
 @dataclass(frozen=True)
@@ -162,6 +172,7 @@ def run_on_host(
     references: Mapping[str, Mapping[str, Path]],
     cache: Cache,
     progress: Progress,
+    tolerance: Tolerance | None = None,
 ) -> HostRun:
     """Run an artifact on this host, in a process of its own, and compare its outputs with the references.
 
@@ -172,6 +183,7 @@ def run_on_host(
         references: For each set, the model's outputs as `.npy` files by output name.
         cache: Where the outputs are kept.
         progress: Told what is done.
+        tolerance: What the outputs must keep; the precision's own by default.
 
     Raises:
         MissingExtraError: This host cannot run such an artifact.
@@ -207,7 +219,8 @@ def run_on_host(
         (staging / _RECORD).write_text(schema.to_json(Verification(precision, TOLERANCES[precision], parity, runtime)))
 
     folder = cache.make("verifications", key, fill)
-    verification = schema.convert(Verification, schema.load_json(folder / _RECORD))
+    recorded = schema.convert(Verification, schema.load_json(folder / _RECORD))
+    verification = replace(recorded, tolerance=tolerance or TOLERANCES[precision])
     outputs = {s.name: arrays_in(folder / s.name) for s in sets}
     return HostRun(verification, outputs)
 

@@ -59,6 +59,7 @@ class SourceRequest:
         name: The model's name.
         inputs: What the person says about the inputs.
         outputs: What the person says about the outputs, in order.
+        weights: A file with a state dict that is loaded into what the factory builds, where there is one.
     """
 
     source: str
@@ -66,6 +67,7 @@ class SourceRequest:
     name: str
     inputs: tuple[InputDeclaration, ...] = ()
     outputs: tuple[OutputDeclaration, ...] = ()
+    weights: str | None = None
 
     @property
     def path(self) -> Path:
@@ -90,6 +92,17 @@ class Frontend(abc.ABC):
             ConfigError: The file is missing or is not what its name says.
             UnsupportedModelError: It is, and cannot be taken; the message names what stands in the way.
         """
+
+    def to_torch(self, model: Model) -> Model:
+        """A model of this frontend as a live torch module, for passes and for backends that do not read its format.
+
+        Raises:
+            UnsupportedModelError: It has no such form.
+        """
+        raise UnsupportedModelError(
+            f"{model.source} is a {model.program.format} program, which cannot be turned into a live torch module.",
+            "Point `source` at the factory that builds the module: model.py:build",
+        )
 
 
 registry: Registry[Frontend] = Registry("frontend", "edgekit.frontends", Frontend)  # type: ignore[type-abstract]

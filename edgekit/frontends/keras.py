@@ -30,7 +30,7 @@ _SAVE_ANEW = "Save it with Keras 3: model.save('net.keras')"
 class Keras(Frontend):
     """Reads a `.keras` file into a torch module."""
 
-    summary: ClassVar[str] = "a Keras 3 model"
+    summary: ClassVar[str] = "a Keras 3 model (.h5 has to be saved anew as .keras first)"
     suffixes: ClassVar[tuple[str, ...]] = (".keras", ".h5", ".hdf5")
     extra: ClassVar[str] = EXTRA
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgekit.core.errors import ConfigError, UnsupportedModelError
 from edgekit.core.extras import require
 from edgekit.core.model import Model
-from edgekit.core.program import ONNX_EXTRA, OnnxProgram, first_line
-from edgekit.frontends._onnx_import.loading import load_checked
+from edgekit.core.program import ONNX_EXTRA, OnnxProgram, TorchProgram, first_line
+from edgekit.frontends._onnx_import import import_onnx, load_checked
 from edgekit.frontends.base import Frontend, SourceRequest, input_specs, output_specs
 
 if TYPE_CHECKING:
@@ -57,6 +58,25 @@ class Onnx(Frontend):
                 "Use the ONNX graph's own names, in its order.",
             )
         return Model(request.name, program, specs, found, examples, program.digest(), request.source)
+
+    def to_torch(self, model: Model) -> Model:
+        """See `Frontend.to_torch`.
+
+        Raises:
+            UnsupportedModelError: An operator cannot be imported; all such are named.
+        """
+        program = model.program
+        if not isinstance(program, OnnxProgram):
+            return super().to_torch(model)
+        proto, _ = load_checked(program.path)
+        imported = import_onnx(proto)
+        by_name = {spec.name: spec for spec in model.inputs}
+        inputs = tuple(by_name[name] for name in imported.input_names)
+        examples = {spec.name: model.example_inputs[spec.name] for spec in inputs}
+        torch_program = TorchProgram(imported.module, imported.input_names, imported.output_names, False, examples)
+        return replace(
+            model, program=torch_program, inputs=inputs, example_inputs=examples, digest=torch_program.digest()
+        )
 
 
 def _static_shape(request: SourceRequest, value: Any) -> tuple[int, ...]:

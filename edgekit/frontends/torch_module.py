@@ -15,6 +15,7 @@ from edgekit.core.extras import require
 from edgekit.core.model import Model
 from edgekit.core.program import TORCH_EXTRA, TorchProgram, first_line, flatten
 from edgekit.core.user_code import blame_user, load_module, load_name
+from edgekit.frontends._state_dict import load_weights
 from edgekit.frontends.base import Frontend, SourceRequest, checked_dtype, input_specs, output_specs, split_source
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class TorchModule(Frontend):
                 f"{request.source} returned a {type(module).__name__}, not an nn.Module.",
                 "Return the module, or (module, example_inputs).",
             )
+        if request.weights is not None:
+            load_weights(module, request.folder / request.weights)
         module.eval()
         # Inputs that the person declares by forward's own names may come in any order.
         declared = {declaration.name for declaration in request.inputs}

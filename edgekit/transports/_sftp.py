@@ -11,7 +11,7 @@ import posixpath
 import secrets
 import stat
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +21,7 @@ from edgekit.core.extras import require
 _CHUNK_BYTES = 32768
 _MAX_REQUESTS = 64
 _EOF = 1
+_GOODBYE_SECONDS = 2.0
 _WRITE, _READ, _STATUS, _DATA, _EXTENDED, _EXTENDED_REPLY = 6, 5, 101, 103, 200, 201
 
 
@@ -64,7 +65,7 @@ class Upload:
             OSError: The device refuses.
             ChangedError: What is there afterwards has another size.
         """
-        with self._created() as handle:
+        with self._created() as handle, _short_goodbye(self._sftp):
             self._write_all(handle, stream, on_bytes)
         facts = self._sftp.stat(self.temporary)
         size = facts.st_size
@@ -131,7 +132,7 @@ def download(sftp: Any, remote: str, local: Path, max_bytes: int) -> None:
         local.parent.mkdir(parents=True, exist_ok=True)
         stream = temporary.open("xb")
     try:
-        with stream, sftp.open(remote, "r") as handle:
+        with stream, sftp.open(remote, "r") as handle, _short_goodbye(sftp):
             _read_known(sftp, handle.handle, stream, size, local)
             _read_rest(sftp, handle.handle, stream, size, max_bytes, local)
         with _local_errors(local):
@@ -218,6 +219,16 @@ def _read_rest(sftp: Any, handle: bytes, stream: BinaryIO, size: int, max_bytes:
             stream.seek(size)
             stream.write(data)
         size += len(data)
+
+
+@contextlib.contextmanager
+def _short_goodbye(sftp: Any) -> Iterator[None]:
+    """Wait only briefly for answers after Ctrl-C: it may have come in the middle of a packet, and none will come."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        sftp.get_channel().settimeout(_GOODBYE_SECONDS)
+        raise
 
 
 class _Pipeline:

@@ -40,10 +40,22 @@ def translated(hop: Hop, doing: str) -> Iterator[None]:
     paramiko = require("paramiko", "ssh", "the ssh transport")
     try:
         yield
-    except EdgekitError:
-        raise
-    except (OSError, EOFError, paramiko.SSHException, paramiko.SFTPError) as error:
+    except (EdgekitError, OSError, EOFError, paramiko.SSHException, paramiko.SFTPError) as error:
+        stop = _interruption(error)
+        if stop is not None:
+            # What failed after Ctrl-C failed because of it: told as a lost connection it would be tried again.
+            raise stop from None
+        if isinstance(error, EdgekitError):
+            raise
         raise explain(error, hop, doing) from error
+
+
+def _interruption(error: BaseException) -> BaseException | None:
+    """The Ctrl-C, or the order to end, in whose wake an error came."""
+    seen: BaseException | None = error
+    while seen is not None and isinstance(seen, Exception):
+        seen = seen.__context__
+    return seen
 
 
 def explain(error: BaseException, hop: Hop, doing: str) -> DeviceError:

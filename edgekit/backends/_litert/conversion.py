@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgekit.backends._litert import flatbuffer, loops, recurrent
+from edgekit.backends._litert import flatbuffer, loops, operators, recurrent
 from edgekit.backends._litert.interface import moved_axes
 from edgekit.backends.base import CompileRequest
 from edgekit.core.errors import UnsupportedModelError
@@ -23,7 +23,14 @@ def to_flatbuffer(request: CompileRequest) -> bytes:
     """
     torch = require("torch", EXTRA, "the backend litert")
     litert_torch = require("litert_torch", EXTRA, "the backend litert")
-    inner = torch.export.load(request.program).module()
+    exported = torch.export.load(request.program)
+    issues = operators.unsupported_operators(exported)
+    if issues:
+        raise UnsupportedModelError(
+            f"LiteRT cannot run {request.source} as it is:\n{operators.listed(issues)}",
+            "\n".join(dict.fromkeys(issue.hint for issue in issues if issue.hint)),
+        )
+    inner = exported.module()
     recurrent.keep_whole(inner)
     axes = moved_axes(request.inputs, request.lowering)
     examples = {}
@@ -36,13 +43,22 @@ def to_flatbuffer(request: CompileRequest) -> bytes:
         raise
     except Exception as error:
         raise UnsupportedModelError(
-            f"litert-torch cannot convert {request.source}: {first_line(error)}",
+            f"litert-torch cannot convert {request.source}: {_reason(exported, error)}",
             "Run with --verbose for its own words.",
         ) from error
     model = flatbuffer.read(bytes(converted.model_content()))
     loops.insert_loops(model)
     flatbuffer.compact(model)
     return flatbuffer.write(model)
+
+
+def _reason(exported: Any, error: Exception) -> str:
+    """The operators that it stumbles over, all of them and where they stand; its own words where it was none of them."""
+    try:
+        issues = operators.without_lowering(exported)
+    except Exception:  # noqa: BLE001  # torch cannot take the program apart either: the first error says more
+        return first_line(error)
+    return operators.listed(issues) or first_line(error)
 
 
 def _named(inner: Any, request: CompileRequest) -> Any:

@@ -17,6 +17,8 @@ _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 _VENDORED = ("/site-packages/", "/dist-packages/")
 # What the exporter adds for its own checks and the converter drops.
 _CHECKS = re.compile(r"aten\.(_assert\w*|sym_constrain_range\w*|_assert_tensor_metadata|lift_fresh_copy|detach_?)\b")
+_COMPLEX_TAKEN = re.compile(r"aten\.(fft_rfft|_fft_r2c|abs)\b")
+"""A spectrum's magnitude: the one use of complex numbers that has a lowering."""
 _DATA_DEPENDENT = "its result's shape depends on the data; LiteRT needs static shapes"
 
 
@@ -59,6 +61,7 @@ def place_of(node: Any) -> str:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path = re.sub(r"^L\['self'\]\.?", "", str(stack[-1][0])) if stack else ""
     frames = [(match["file"], match["line"]) for match in _FRAME.finditer(node.meta.get("stack_trace") or "")]
+    frames = [frame for frame in frames if not frame[0].startswith("<")]
     own = [frame for frame in frames if not any(part in frame[0] for part in _VENDORED)] or frames
     line = f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else ""
     return ", ".join(part for part in (path, line) if part)
@@ -83,11 +86,17 @@ def _issue(torch: Any, node: Any, known: Callable[[Any], bool]) -> Issue | None:
         return Issue(str(target), _DATA_DEPENDENT, place, "Give the result a fixed size: a mask, topk, or padding.")
     if _is_scalar_read(torch, target):
         return Issue(str(target), "it reads a value of a tensor into the program", place, "Keep it a tensor.")
-    if any(value.dtype.is_complex for value in values):
+    if _is_complex(node) and not _COMPLEX_TAKEN.search(str(target)):
         return Issue(str(target), "it is complex", place, "Compute real and imaginary parts apart.")
     if not known(target):
         return Issue(str(target), "litert-torch has no lowering for it", place, "Write it with other operators.")
     return None
+
+
+def _is_complex(node: Any) -> bool:
+    metas = [node.meta.get("val"), *(given.meta.get("val") for given in node.all_input_nodes)]
+    values = [value for meta in metas for value in _values(meta)]
+    return any(value.dtype.is_complex for value in values if hasattr(value, "dtype"))
 
 
 def _values(value: Any) -> list[Any]:
@@ -103,6 +112,8 @@ def _known(torch: Any) -> Callable[[Any], bool]:
     decompositions = require("litert_torch.fx_infra.decomp", _EXTRA, _WHY)
     tables = decompositions.pre_convert_decomp() | decompositions.pre_lower_decomp()
     aten = torch.ops.aten
+    # The one operator that the converter takes from its second table of decompositions.
+    tables[aten.multinomial.default] = None
     kept_whole = {aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input}
 
     def known(target: Any) -> bool:

@@ -96,8 +96,14 @@ def _calibration(request: CompileRequest, count: int) -> Iterator[Mapping[str, A
     arrays = {spec.name: np.load(request.calibration / f"{spec.name}.npy", mmap_mode="r") for spec in request.inputs}
     axes = moved_axes(request.inputs, request.lowering)
     batch = request.inputs[0].batch_size
-    available = min(len(array) for array in arrays.values())
-    for start in range(0, min(count, available) - batch + 1, batch):
+    available = min(count, *(len(array) for array in arrays.values()))
+    if available < batch:
+        raise UnsupportedModelError(
+            f"{request.lowering.precision} needs at least one whole batch of {batch} calibration examples; there are"
+            f" {available}.",
+            "Yield more in examples('calibration'), or raise quantize.calibration in the recipe.",
+        )
+    for start in range(0, available - batch + 1, batch):
         yield {
             spec.name: as_file(spec.name, arrays[spec.name][start : start + batch], axes, spec.dtype)
             for spec in request.inputs

@@ -172,7 +172,7 @@ class ReferenceEvaluator:
         values = {name: self._argument(arguments, environment) for name, arguments in operation.inputs.items()}
         types = tuple(output.type for output in operation.outputs)
         blocks = tuple(self._block(inner, environment) for inner in operation.blocks)
-        args = Args(operation.kind, operation.label, values, types, blocks)
+        args = Args(operation.kind, operation.label, values, blocks)
         try:
             given = self._table[operation.kind](self._torch, args)
         except EdgekitError:

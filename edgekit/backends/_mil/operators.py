@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from edgekit.backends._mil.program import MilType
 from edgekit.core.errors import ConfigError, UnsupportedModelError
 
 Operator = Callable[[Any, "Args"], Any]
@@ -42,7 +41,6 @@ class Args:
         kind: The operator.
         label: The operation, for messages.
         values: Arguments by parameter name; one that was given as several values is a list.
-        types: The types of its outputs.
         blocks: Its nested blocks, each as a function of the block's inputs.
     """
 
@@ -51,12 +49,10 @@ class Args:
         kind: str,
         label: str,
         values: Mapping[str, Any],
-        types: tuple[MilType, ...],
         blocks: tuple[RunBlock, ...] = (),
     ) -> None:
         self.kind = kind
         self.label = label
-        self.types = types
         self.blocks = blocks
         self._values = values
 

@@ -14,7 +14,7 @@ from edgekit.core.progress import Silent
 from edgekit.core.target import load_target
 from edgekit.flow.cache import Cache
 from edgekit.flow.convert import convert
-from edgekit.flow.evaluate import golden_inputs, reference_outputs
+from edgekit.flow.evaluate import as_taken, golden_inputs, reference_outputs
 from edgekit.flow.verify import HostRun, run_on_host
 from edgekit.frontends.base import SourceRequest
 from edgekit.frontends.torch_module import TorchModule
@@ -96,7 +96,8 @@ def run(model: Model, artifact: Artifact, cache: Path) -> HostRun:
     golden = golden_inputs(model.inputs, lambda: model.example_inputs, model.digest, None, kept)
     references = {"golden": reference_outputs(model.digest, lambda: model, golden, kept, Silent())}
     target = load_target(artifact.manifest.target)
-    return run_on_host(artifact, target, [golden], references, kept, Silent())
+    taken = as_taken(golden, artifact.manifest.inputs, kept)
+    return run_on_host(artifact, target, [taken], references, kept, Silent())
 
 
 def contents(folder: Path) -> dict[str, bytes]:

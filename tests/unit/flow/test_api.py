@@ -26,8 +26,6 @@ def test_a_project_is_loaded_from_its_folder_and_a_source_from_anywhere(plain, t
     monkeypatch.chdir(tmp_path)
     alone = edgekit.load("plain/model.py:build", name="other")
     assert (alone.name, alone.source) == ("other", str(plain / "model.py:build"))
-    with pytest.raises(ConfigError):
-        edgekit.load(tmp_path / "nowhere" / "edgekit")
 
 
 def test_compress_gives_the_live_model_with_its_history(tasked):

@@ -236,9 +236,7 @@ def test_without_the_converter_the_extra_is_named(plain, monkeypatch):
 def test_a_build_without_verification_says_so(plain, heard):
     built = kit.builder_in(plain, heard).build(kit.intel(), verify=False)
     assert built.host is None
-    assert heard.warnings == [
-        "Not verified: nobody has checked that this artifact computes what the model computes."
-    ]
+    assert heard.warnings == ["Not verified: nobody has checked that this artifact computes what the model computes."]
 
 
 ONNX_NAMES = """

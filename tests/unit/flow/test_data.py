@@ -29,7 +29,9 @@ def data_of(folder, body, name="T", heard=None):
 def data_yielding(folder, *batches):
     """A task whose validation split yields these expressions."""
     lines = "".join(f"            yield {batch}\n" for batch in batches)
-    examples = f"    def examples(self, split):\n        if split == 'validation':\n{lines or '            yield from ()'}\n"
+    examples = (
+        f"    def examples(self, split):\n        if split == 'validation':\n{lines or '            yield from ()'}\n"
+    )
     return data_of(folder, HEAD + examples + SCORE)
 
 
@@ -90,9 +92,13 @@ def test_tensors_and_lists_count_as_arrays(tmp_path):
 
 
 def test_a_task_may_fill_one_array_again_and_again(tmp_path):
-    body = HEAD + SCORE + (
-        "    def examples(self, split):\n        buffer = np.zeros((1, 2), np.float32)\n"
-        "        for value in (1, 2, 3):\n            buffer[:] = value\n            yield {'x': buffer}\n"
+    body = (
+        HEAD
+        + SCORE
+        + (
+            "    def examples(self, split):\n        buffer = np.zeros((1, 2), np.float32)\n"
+            "        for value in (1, 2, 3):\n            buffer[:] = value\n            yield {'x': buffer}\n"
+        )
     )
     assert np.load(data_of(tmp_path, body).inputs("test")["x"]).tolist() == [[1, 1], [2, 2], [3, 3]]
 
@@ -196,7 +202,9 @@ def test_data_are_read_anew_when_what_they_come_from_changes(tmp_path, changed):
     outside = tmp_path / "outside"
     outside.mkdir()
     np.save(outside / "data.npy", np.zeros((2, 3), np.float32))
-    folder = kit.write(tmp_path / "project", {"helper.py": f"import numpy as np\nDATA = np.load('{outside}/data.npy') + 0\n"})
+    folder = kit.write(
+        tmp_path / "project", {"helper.py": f"import numpy as np\nDATA = np.load('{outside}/data.npy') + 0\n"}
+    )
     body = "import helper\n" + HEAD + "    def examples(self, split):\n        yield {'x': helper.DATA + 0}\n" + SCORE
     first = data_of(folder, body)
     assert data_of(folder, body).folder == first.folder

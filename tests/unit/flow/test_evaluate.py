@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgekit.core.errors import UnsupportedModelError
+from edgekit.core.errors import ConfigError, UnsupportedModelError
 from edgekit.core.model import TensorSpec
 from edgekit.core.progress import Silent
 from edgekit.flow.cache import Cache
@@ -12,6 +12,7 @@ from edgekit.flow.evaluate import (
     InputFiles,
     array_file,
     arrays_in,
+    as_taken,
     golden_inputs,
     reference_outputs,
     run_batches,
@@ -85,7 +86,9 @@ def test_outputs_are_computed_once_for_a_model_and_its_inputs(model_of, tmp_path
         return model_of("boxes")
 
     for key in ("a", "a", "b"):
-        files = reference_outputs("digest", model, InputFiles("golden", {"x": tmp_path / "x.npy"}, key), Cache(), Silent())
+        files = reference_outputs(
+            "digest", model, InputFiles("golden", {"x": tmp_path / "x.npy"}, key), Cache(), Silent()
+        )
         assert np.load(files["output_1"]).tolist() == [6.0]
     assert len(asked) == 2
 
@@ -128,3 +131,22 @@ def test_declared_ranges_reach_the_specs(tmp_path):
     declared = (InputDeclaration("x", range=(0, 255), layout="NC"),)
     model = TorchModule().load(SourceRequest("model.py:boxes", tmp_path, "net", declared))
     assert (model.inputs[0].value_range, model.inputs[0].layout) == ((0, 255), "NC")
+
+
+def test_integers_are_given_in_the_artifacts_type(tmp_path):
+    np.save(tmp_path / "ids.npy", np.array([[1, 2]]))
+    np.save(tmp_path / "x.npy", np.ones((1, 2), np.float32))
+    inputs = InputFiles("golden", {"ids": tmp_path / "ids.npy", "x": tmp_path / "x.npy"}, "key")
+    taken = as_taken(inputs, (TensorSpec("ids", (1, 2), "int32"), TensorSpec("x", (1, 2))), Cache())
+    assert np.load(taken.files["ids"]).dtype == np.int32
+    assert np.load(taken.files["ids"]).tolist() == [[1, 2]]
+    assert taken.files["x"] == tmp_path / "x.npy"
+    assert taken.key != inputs.key
+    assert as_taken(inputs, (TensorSpec("ids", (1, 2), "int64"), TensorSpec("x", (1, 2), "int8")), Cache()) is inputs
+
+
+def test_an_integer_that_does_not_fit_the_artifacts_type_is_refused(tmp_path):
+    np.save(tmp_path / "ids.npy", np.array([[1, 2**40]]))
+    inputs = InputFiles("golden", {"ids": tmp_path / "ids.npy"}, "key")
+    with pytest.raises(ConfigError, match="values from 1 to 1099511627776.*takes int32"):
+        as_taken(inputs, (TensorSpec("ids", (1, 2), "int32"),), Cache())

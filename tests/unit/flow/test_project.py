@@ -106,7 +106,9 @@ def test_a_bad_name_in_the_file_is_named_with_its_line(tmp_path):
         load_project(tmp_path, environ={})
 
 
-@pytest.mark.parametrize("source, name", [("my net (2).onnx", "my-net-2"), ("__.py:f", "model"), ("net.v2.pt2", "net.v2")])
+@pytest.mark.parametrize(
+    "source, name", [("my net (2).onnx", "my-net-2"), ("__.py:f", "model"), ("net.v2.pt2", "net.v2")]
+)
 def test_a_name_is_made_from_the_sources_file(tmp_path, source, name):
     assert load_project(tmp_path, Overrides(source=source), {}).name == name
 

@@ -91,7 +91,9 @@ def test_a_source_is_described(plain):
 )
 def test_a_changed_weight_file_is_seen(tmp_path, kind, place):
     project = tmp_path / "project"
-    weights = {"beside": project, "below": project / "weights", "outside": tmp_path / "elsewhere"}[place] / "net.weights"
+    weights = {"beside": project, "below": project / "weights", "outside": tmp_path / "elsewhere"}[
+        place
+    ] / "net.weights"
     save_weights(weights, kind, 1.0)
     model = LOADING.format(how=HOWS[kind].format(weights=weights))
     kit.write(project, {"edgekit.yaml": kit.project_yaml(), "model.py": model})
@@ -137,7 +139,7 @@ def test_a_weight_file_that_no_reader_tells_of_counts_where_it_lies_beside_the_s
 def test_a_weight_file_that_appears_later_is_seen(tmp_path, name):
     how = f"""
         import pathlib
-        if pathlib.Path(__file__).with_name('{name.partition('/')[0]}').exists():
+        if pathlib.Path(__file__).with_name('{name.partition("/")[0]}').exists():
             net.load_state_dict(torch.load(pathlib.Path(__file__).parent / '{name}'))
         else:
             torch.manual_seed(0); net.reset_parameters()"""
@@ -153,7 +155,12 @@ def test_an_edited_source_and_an_edited_helper_are_seen_in_the_same_process(tmp_
     model = "from helper import SCALE\nfrom lib.deep import SHIFT\n" + kit.write(
         tmp_path / "x", {"m.py": kit.MODEL}
     ).joinpath("m.py").read_text().replace("return net", "net[4].weight.data *= SCALE + SHIFT; return net")
-    files = {"edgekit.yaml": kit.project_yaml(), "model.py": model, "helper.py": "SCALE = 1.0", "lib/deep.py": "SHIFT = 0"}
+    files = {
+        "edgekit.yaml": kit.project_yaml(),
+        "model.py": model,
+        "helper.py": "SCALE = 1.0",
+        "lib/deep.py": "SHIFT = 0",
+    }
     project = kit.write(tmp_path / "project", files)
     seen = [loads(project)[0]]
     assert loads(project) == (seen[0], False)
@@ -234,7 +241,7 @@ def test_what_edgekit_writes_into_the_project_is_no_input(plain):
 
 
 def test_an_unreadable_kind_of_source_is_refused_before_torch_is_imported(tmp_path):
-    kit.write(tmp_path, {"edgekit.yaml": "schema_version: 1\nsource: net.h5\n", "net.h5": "x"})
+    kit.write(tmp_path, {"edgekit.yaml": "schema_version: 1\nsource: net.xyz\n", "net.xyz": "x"})
     code = """
         import sys
         from pathlib import Path

@@ -192,5 +192,5 @@ def test_a_source_is_a_file_and_perhaps_a_name(source, parts):
 
 def test_a_frontend_is_chosen_by_the_files_name():
     assert type(frontend_for("model.py:build")) is TorchModule
-    with pytest.raises(ConfigError, match=r"'net\.h5' is not a source.*\.onnx.*\.pt2.*\.py"):
-        frontend_for("net.h5")
+    with pytest.raises(ConfigError, match=r"'net\.xyz' is not a source.*\.onnx.*\.pt2.*\.py"):
+        frontend_for("net.xyz")

@@ -168,9 +168,7 @@ STAYING = {
     "its module does more": hooked,
     "computes its weight": parametrized,
     "not a module with running statistics": Functional,
-    "running statistics": lambda: nn.Sequential(
-        nn.Conv2d(3, 3, 1), norm(nn.BatchNorm2d, 3, track_running_stats=False)
-    ),
+    "running statistics": lambda: nn.Sequential(nn.Conv2d(3, 3, 1), norm(nn.BatchNorm2d, 3, track_running_stats=False)),
     "neither a convolution nor a linear layer": lambda: nn.Sequential(nn.ReLU(), norm(nn.BatchNorm2d, 3)),
     "grouped transposed": lambda: nn.Sequential(nn.ConvTranspose2d(3, 3, 2, groups=3), norm(nn.BatchNorm2d, 3)),
 }
@@ -199,7 +197,9 @@ class Nested(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), norm(nn.BatchNorm2d, 4), nn.ReLU())
-        self.blocks = nn.ModuleDict({"a": SideReader(), "b": nn.Sequential(nn.Conv2d(3, 3, 1), norm(nn.BatchNorm2d, 3))})
+        self.blocks = nn.ModuleDict(
+            {"a": SideReader(), "b": nn.Sequential(nn.Conv2d(3, 3, 1), norm(nn.BatchNorm2d, 3))}
+        )
         self.point = nn.Conv2d(4, 3, 1)
 
     def forward(self, x):

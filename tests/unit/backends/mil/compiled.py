@@ -45,7 +45,8 @@ def request_for(
         name: tensor.numpy()
         for name, tensor in zip(names or [f"in_{i}" for i in range(len(tensors))], tensors, strict=True)
     }
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         results = module(*tensors)
     results = tuple(results) if isinstance(results, tuple | list) else (results,)
     outputs = {f"out_{place}": tensor.numpy() for place, tensor in enumerate(results)}
