@@ -23,6 +23,7 @@ EQUAL_DB = 999.0
 _MAX_AXES = 5
 _SAMPLES = 2048
 _WRONG_DB = 3.0
+_ROUNDING_DB = 200.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,9 @@ def best_snr(layer: Profile, tensor: Profile) -> float:
         return -EQUAL_DB
     pairs = ((layer.norms, tensor.norms), (layer.sums, tensor.sums), (layer.positives, tensor.positives))
     noise = np.max([np.abs(one - other) for one, other in pairs], axis=0)
-    return _decibel(float(np.sum(layer.norms**2)), float(np.sum(noise**2)))
+    found = _decibel(float(np.sum(layer.norms**2)), float(np.sum(noise**2)))
+    # Above that it is the rounding of the figures themselves that is measured.
+    return EQUAL_DB if found > _ROUNDING_DB else found
 
 
 def fit(name: str, layer: Array, tensor: Array) -> Fit:

@@ -75,11 +75,12 @@ class Driver:
         finally:
             self._torch.set_num_threads(before)
 
-    def intermediates(self, names: list[str]) -> dict[str, Array]:
-        """The values of operations by the names they have in the package, for the inputs that were prepared."""
+    def intermediates(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """What each operation of the package gives, by its name there, for inputs of exactly the model's shapes."""
+        self.prepare(arrays)
         evaluator = self._loaded()
-        evaluator.run(self._prepared, keep=names)
-        return evaluator.intermediates(names)
+        evaluator.run(self._prepared, keep=evaluator.intermediate_names())
+        return evaluator.kept_floats()
 
     def operators(self) -> dict[str, int]:
         """How often each operator occurs in the package."""

@@ -120,6 +120,14 @@ class ReferenceEvaluator:
             found[name] = self._kept[name].numpy()
         return found
 
+    def kept_floats(self) -> dict[str, Array]:
+        """All floating-point tensors that the last `run` was told to keep, in computed order."""
+        return {
+            name: value.numpy()
+            for name, value in self._kept.items()
+            if isinstance(value, self._torch.Tensor) and value.is_floating_point()
+        }
+
     def _refuse_unknown(self) -> None:
         if self.package.states:
             raise UnsupportedModelError(f"The Core ML model keeps state between calls: {self.package.states[0]}.")

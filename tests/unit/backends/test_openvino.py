@@ -37,6 +37,7 @@ def test_several_inputs_and_outputs_compute_what_the_model_computes(words, tmp_p
     assert np.load(host.outputs["golden"]["ids_out"]).dtype == np.int64
 
 
+@pytest.mark.slow
 def test_equal_input_gives_equal_bytes_and_the_home_folder_stays_empty(tmp_path, monkeypatch):
     home = tmp_path / "home"
     home.mkdir()
@@ -54,6 +55,7 @@ def test_nothing_of_this_host_is_in_the_file(words, tmp_path_factory):
     assert str(tmp_path_factory.getbasetemp()) not in text
 
 
+@pytest.mark.slow
 def test_half_precision_halves_the_weights_and_stays_close(tmp_path):
     model, single = converted("conv", tmp_path / "single", "openvino", "intel-cpu")
     _, half = converted("conv", tmp_path / "half", "openvino", "intel-cpu", FLOAT16)
@@ -77,6 +79,7 @@ def test_what_it_cannot_do_is_said_before_any_work():
     OpenVino().refuse_unsupported("onnx", (), Lowering(), target)
 
 
+@pytest.mark.slow
 def test_a_damaged_program_is_told_in_a_sentence(tmp_path):
     model = model_of(tmp_path / "source", "add")
     request = request_for(model, tmp_path / "work", "intel-cpu", Lowering())

@@ -83,6 +83,7 @@ def test_a_recurrent_layer_is_a_sequence_operator_and_no_loop(tmp_path, kind, op
     assert largest_difference(run(artifact.main, inputs), outputs) < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 def test_a_layer_with_projections_is_unrolled_and_still_right(tmp_path):
     request, inputs, outputs = request_for(tmp_path, Recurrent("LSTM", proj_size=4), STEPS, TO)
     artifact = OpenVino().compile(request, tmp_path / "artifact")
@@ -105,20 +106,20 @@ def test_float16_halves_the_weights(convnet, tmp_path, option):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("scheme", "allowed"), [("static_wi8_ai8", 5e-2), ("weight_only_wi8_afp32", 1e-2)])
 def test_a_scheme_of_nncf_works_in_the_child_process_without_network_or_home(convnet, tmp_path, monkeypatch, scheme, allowed):
-    from edgekit.core.progress import Progress
+    from edgekit.core.progress import Silent
     from edgekit.flow.convert import convert
 
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     request = replace(convnet[0], lowering=Lowering(Quantize(scheme)))
-    artifact = convert("openvino", request, tmp_path / "artifact", Progress())
+    artifact = convert("openvino", request, tmp_path / "artifact", Silent())
     assert not list(home.rglob("*"))
     assert {spec.dtype for spec in artifact.manifest.inputs + artifact.manifest.outputs} == {"float32"}
     assert 0 < largest_difference(run(artifact.main, convnet[1]), convnet[2]) < allowed
     assert artifact.main.with_suffix(".bin").stat().st_size * 2 < convnet[3].main.with_suffix(".bin").stat().st_size
     assert ("FakeQuantize" in kinds(artifact.main)) == scheme.startswith("static")
-    again = convert("openvino", request, tmp_path / "again", Progress())
+    again = convert("openvino", request, tmp_path / "again", Silent())
     assert again.digest == artifact.digest
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from dataclasses import replace
 
@@ -12,7 +13,10 @@ import pytest
 
 from edgekit.core.errors import BudgetError, ConfigError, MissingExtraError, UnsupportedModelError, VerificationError
 from edgekit.core.target import load_target
+from edgekit.flow.build import Builder
+from edgekit.flow.data import DataSet
 from edgekit.flow.export import export_artifact, open_artifact
+from edgekit.flow.recipe import Budget, Recipe
 from tests.unit.flow import kit
 
 BUILD = """
@@ -34,12 +38,10 @@ def once(built_once):
 
 def test_a_build_is_verified_on_golden_and_on_each_split(once):
     built, _ = once
-    assert [s.name for s in built.sets] == ["golden", "validation", "test"]
-    assert {name: parity[0].examples for name, parity in built.host.verification.parity.items()} == {
-        "golden": 7,
-        "validation": 7,
-        "test": 5,
-    }
+    assert built.sets[0].name == "golden"
+    examples = {name: parity[0].examples for name, parity in built.host.verification.parity.items()}
+    assert examples.keys() == {s.name for s in built.sets}
+    assert {"golden": 7, "validation": 7, "test": 5}.items() <= examples.items()
     assert built.host.verification.failures() == []
     assert built.host.verification.runtime["runtime"] == "openvino"
     assert built.source_metrics.keys() == built.host_metrics.keys() == {"validation", "test"}
@@ -87,34 +89,18 @@ def test_an_exported_artifact_with_a_changed_file_is_refused(once, tmp_path):
         open_artifact(out)
 
 
-def test_an_unchanged_project_is_neither_converted_nor_run_again_and_needs_no_torch(plain, cache_dir):
-    first = kit.builder_in(plain).build(kit.intel())
-    done = subprocess.run(
-        [sys.executable, "-c", _dedented(BUILD), str(plain)],
-        env=_environment(),
-        input="go\n",
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.stdout.split() == ["ready", "0", first.artifact.digest, "False"], done.stderr
-
-
-def _dedented(code):
-    import textwrap
-
-    return textwrap.dedent(code)
-
-
-def _environment():
-    return {**os.environ, "PYTHONPATH": str(kit.ROOT)}
+def test_an_unchanged_project_is_neither_converted_nor_run_again_and_needs_no_torch(built_once, monkeypatch):
+    builder, built, _ = built_once
+    monkeypatch.setenv("EDGEKIT_CACHE_DIR", str(builder.cache.root))
+    child = started(builder.project.root)
+    out, said = child.communicate("go\n", timeout=120)
+    assert out.split() == ["0", built.artifact.digest, "False"], said
 
 
 def started(folder):
     child = subprocess.Popen(
-        [sys.executable, "-c", _dedented(BUILD), str(folder)],
-        env=_environment(),
+        [sys.executable, "-c", textwrap.dedent(BUILD), str(folder)],
+        env={**os.environ, "PYTHONPATH": str(kit.ROOT)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -158,23 +144,16 @@ def test_a_build_that_is_killed_leaves_nothing_half_written(plain, cache_dir):
     assert all(name.startswith(".") for name in left)
 
 
-def test_a_lossy_artifact_breaks_the_budget(tasked, monkeypatch):
-    builder = kit.builder_in(tasked)
-    project = replace(builder.project, recipe=None)
-    (tasked / "recipe.yaml").write_text("schema_version: 1\nbudget: {max_drop: 0.5, metric: accuracy}\n")
-    from edgekit.flow.data import DataSet
-    from edgekit.flow.project import Overrides, load_project
-
-    project = load_project(tasked, Overrides(recipe=str(tasked / "recipe.yaml")), {})
+def test_a_lossy_artifact_breaks_the_budget(built_once, monkeypatch):
+    builder = built_once[0]
     real = DataSet.score
 
     def lower(self, outputs, split):
-        on_device = any("verifications" in str(path) for path in outputs.values())
-        return {**real(self, outputs, split), "accuracy": 0.2 if on_device else 0.9}
+        of_the_artifact = any("verifications" in str(path) for path in outputs.values())
+        return {**real(self, outputs, split), "accuracy": 0.2 if of_the_artifact else 0.9}
 
     monkeypatch.setattr(DataSet, "score", lower)
-    from edgekit.flow.build import Builder
-
+    project = replace(builder.project, recipe=Recipe(budget=Budget(0.5, "accuracy")))
     with pytest.raises(BudgetError, match="float32 on openvino takes accuracy from 0.9 to 0.2"):
         Builder(project, kit.Heard(), builder.cache).build(kit.intel())
 
@@ -233,8 +212,9 @@ def test_without_the_converter_the_extra_is_named(plain, monkeypatch):
     assert "edgekit[openvino]" in caught.value.hint
 
 
-def test_a_build_without_verification_says_so(plain, heard):
-    built = kit.builder_in(plain, heard).build(kit.intel(), verify=False)
+def test_a_build_without_verification_says_so(built_once, heard):
+    builder = built_once[0]
+    built = Builder(builder.project, heard, builder.cache).build(kit.intel(), verify=False)
     assert built.host is None
     assert heard.warnings == ["Not verified: nobody has checked that this artifact computes what the model computes."]
 
@@ -290,6 +270,7 @@ SHAPES = """
     """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "factory, outputs",
     [("words", {"mean": (8, 6), "words": (8, 4, 6)}), ("twice", {"a": (8, 4), "b": (8, 4), "c": (8, 4)})],

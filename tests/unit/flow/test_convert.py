@@ -130,6 +130,7 @@ def test_a_conversion_gives_an_artifact_and_says_what_it_took(probe, tmp_path, h
     assert "said by the vendor" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_peak_is_the_childs_own(probe, tmp_path, heard):
     ballast = np.ones(400 << 17)
     small = convert("probe", request("works"), tmp_path / "small", heard).build.peak_rss_mib

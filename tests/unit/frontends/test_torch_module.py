@@ -129,20 +129,26 @@ def test_outputs_that_are_one_tensor_or_an_input_are_tensors_of_their_own(tmp_pa
         ("def build():\n    return nn.ReLU(), torch.ones(1, 4).bfloat16()\n", UnsupportedModelError, "is bfloat16"),
         ("def build():\n    return nn.ReLU(), torch.ones(1, 4).double()\n", UnsupportedModelError, "is float64"),
         (
-            "class C(nn.Module):\n    def forward(self, x):\n        return x.bfloat16()\n"
-            "def build():\n    return C(), torch.ones(1)\n",
+            (
+                "class C(nn.Module):\n    def forward(self, x):\n        return x.bfloat16()\n"
+                "def build():\n    return C(), torch.ones(1)\n"
+            ),
             UnsupportedModelError,
             "output 'output' is bfloat16",
         ),
         (
-            "class T(nn.Module):\n    def forward(self, x):\n        return {'x': x, 'n': 'text'}\n"
-            "def build():\n    return T(), torch.ones(1)\n",
+            (
+                "class T(nn.Module):\n    def forward(self, x):\n        return {'x': x, 'n': 'text'}\n"
+                "def build():\n    return T(), torch.ones(1)\n"
+            ),
             UnsupportedModelError,
             "returns a str as 'n'",
         ),
         (
-            "class B(nn.Module):\n    def forward(self, x):\n        return x if x.sum() > 0 else -x\n"
-            "def build():\n    return B(), torch.ones(1)\n",
+            (
+                "class B(nn.Module):\n    def forward(self, x):\n        return x if x.sum() > 0 else -x\n"
+                "def build():\n    return B(), torch.ones(1)\n"
+            ),
             UnsupportedModelError,
             "torch.export cannot capture",
         ),
@@ -171,8 +177,8 @@ def test_a_file_that_names_no_factory_lists_its_functions(tmp_path):
     ],
 )
 def test_a_declaration_that_contradicts_the_source_is_refused(tmp_path, inputs, outputs, said):
+    body = "def build():\n    return nn.Linear(3, 2), {'input': torch.ones(1, 3)}\n"
     with pytest.raises((ConfigError, UnsupportedModelError)) as caught:
-        body = "def build():\n    return nn.Linear(3, 2), {'input': torch.ones(1, 3)}\n"
         load(tmp_path, body, inputs=inputs, outputs=outputs)
     assert said in caught.value.message
 
