@@ -106,6 +106,8 @@ class Backend(abc.ABC):
     """Quantization schemes that it can do."""
     lays_out: ClassVar[bool] = False
     """Whether its artifacts can take an input in another layout than the model does."""
+    batches: ClassVar[bool] = False
+    """Whether its artifacts can take other batch sizes than the model does."""
     converter_modules: ClassVar[tuple[str, ...]]
     """Modules whose presence means that it can convert."""
     toolchain: ClassVar[tuple[str, ...]]
@@ -120,6 +122,8 @@ class Backend(abc.ABC):
     """The oldest C library that the runtime's own libraries load with."""
     driver: ClassVar[str]
     """File in `edgekit/agent/` that loads and runs its artifacts."""
+    reference_driver: ClassVar[str | None] = None
+    """Module with a driver that evaluates its artifacts on a host where their runtime does not exist."""
 
     @property
     def name(self) -> str:
@@ -172,6 +176,14 @@ class Backend(abc.ABC):
                     hint="Leave out `layout`, or use the backend litert.",
                 )
             )
+        if lowering.batch_sizes and not self.batches:
+            issues.append(
+                Issue(
+                    f"batch_sizes: {', '.join(map(str, lowering.batch_sizes))}",
+                    f"artifacts of the backend '{self.name}' have the model's own batch size",
+                    hint="Leave out `batch_sizes`, and give the model with the batch size it shall have.",
+                )
+            )
         return issues
 
     def unsupported_operators(self, exported: Any, lowering: Lowering) -> list[Issue]:
@@ -186,6 +198,10 @@ class Backend(abc.ABC):
             way, or where a converter cannot be asked.
         """
         return []
+
+    def computed_precision(self, lowering: Lowering, target: Target) -> str:
+        """The precision that an artifact computes in: what its outputs are judged by."""
+        return lowering.precision
 
     def refuse_unsupported(
         self, program_format: str, outputs: Sequence[TensorSpec], lowering: Lowering, target: Target

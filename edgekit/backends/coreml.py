@@ -82,10 +82,15 @@ class CoreMl(Backend):
     runtime_package: ClassVar[str] = "coremltools"
     runtime_module: ClassVar[str] = "coremltools"
     driver: ClassVar[str] = "device_coreml.py"
+    reference_driver: ClassVar[str | None] = "edgekit.backends._mil.driver"
 
     def can_run(self) -> bool:
         """Only macOS runs Core ML; elsewhere a package is reference-evaluated."""
         return sys.platform == "darwin" and is_installed(self.runtime_module)
+
+    def computed_precision(self, lowering: Lowering, target: Target) -> str:
+        """See `Backend.computed_precision`: Core ML computes in float16 unless the target asks for more."""
+        return options_of(target).precision if lowering.precision == "float32" else lowering.precision
 
     def unsupported(
         self, program_format: str, outputs: Sequence[TensorSpec], lowering: Lowering, target: Target

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edgekit.backends._litert import flatbuffer, operators
-from edgekit.backends._litert.conversion import EXTRA, SIGNATURE, to_flatbuffer
+from edgekit.backends._litert.batches import require_equal
+from edgekit.backends._litert.conversion import EXTRA, SIGNATURE, signatures, to_flatbuffer
 from edgekit.backends._litert.interface import artifact_specs, shown_axes
 from edgekit.backends._litert.loadable import require_loadable
 from edgekit.backends._litert.metadata import with_metadata, worth_writing
@@ -33,6 +34,7 @@ class LiteRt(Backend):
     reads: ClassVar[tuple[str, ...]] = ("pt2",)
     schemes: ClassVar[tuple[str, ...]] = ("static_wi8_ai8",)
     lays_out: ClassVar[bool] = True
+    batches: ClassVar[bool] = True
     converter_modules: ClassVar[tuple[str, ...]] = ("litert_torch", "torch")
     toolchain: ClassVar[tuple[str, ...]] = (
         "torch",
@@ -74,6 +76,7 @@ class LiteRt(Backend):
         """See `Backend.convert`."""
         content = to_flatbuffer(request)
         require_loadable(content, request.source)
+        require_equal(content, signatures(request))
         if request.lowering.quantize is not None:
             content = static_int8(content, request, request.lowering.quantize)
         model = flatbuffer.read(content)
@@ -97,6 +100,8 @@ class LiteRt(Backend):
             own["permute"] = axes
         if _has_integer_io(manifest.lowering):
             own["float_io"] = True
+        if len(manifest.lowering.batch_sizes) > 1:
+            own["signature"] = SIGNATURE
         return super().run_plan(manifest, target, workloads, own | dict(options or {}))
 
     def driven(self, artifact: Artifact) -> Artifact:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from edgekit.backends import _onnxruntime_graph as onnx_graph
 from edgekit.backends._onnxruntime_export import newest_opset, to_onnx
+from edgekit.backends._onnxruntime_format import in_order
 from edgekit.backends._onnxruntime_quantize import SCHEMES, quantized
 from edgekit.backends.base import Backend, CompileRequest, Converted, Issue
 from edgekit.core.artifact import Manifest
@@ -105,7 +106,7 @@ class OnnxRuntime(Backend):
         onnx_graph.strip(model)
         main = _MAINS[options.format]
         if options.format == "ort":
-            write_atomic(out / main, onnx_graph.ort_format(model, "none"))
+            write_atomic(out / main, in_order(onnx_graph.ort_format(model, "none")))
         else:
             write_atomic(out / main, onnx_graph.serialized(model))
         inputs = tuple(_as_converted(spec, port) for spec, port in zip(request.inputs, model.graph.input, strict=True))

@@ -49,9 +49,25 @@ def register(app: typer.Typer) -> None:
         for chosen in options.targets_of(project):
             built = builder.build(chosen, backend, verify=not no_verify)
             made.append((built, export_artifact(built, artifact_folder(project, built, out))))
+        _record(screen, project, [built for built, _ in made])
         screen.answer(
             {"schema_version": 1, "artifacts": [_document(built, folder) for built, folder in made]}, _table(made)
         )
+
+
+def _record(screen: Screen, project: Project, made: list[Built]) -> None:
+    """Keep what was found of artifacts that no device at hand can run: no deploy will tell of them later."""
+    from edgekit.cli.deploy import command_line
+    from edgekit.flow.measure import new_run, reference_result
+
+    judged = [built for built in made if built.host is not None and built.host.verification.by != "runtime"]
+    if not judged:
+        return
+    run = new_run()
+    with options.store_of(project.root) as store:
+        for built in judged:
+            store.add(reference_result(built, run, command_line()))
+    screen.note(f"reference-evaluated; kept as run {run} (edgekit report {run})")
 
 
 def artifact_folder(project: Project, built: Built, out: Path | None) -> Path:
@@ -94,7 +110,9 @@ def _table(made: list[tuple[Built, Path]]) -> Any:
         parity = "not verified"
         if built.host is not None:
             worst = min((p for ps in built.host.verification.parity.values() for p in ps), key=lambda p: p.snr_db)
-            parity = f"{worst.snr_db:.0f} dB"
+            parity = f"{worst.snr_db:.0f} dB" if worst.snr_db < 999 else "equal"
+            if built.host.verification.by != "runtime":
+                parity += " (reference-evaluated, not device-verified)"
         metric = "–"
         if built.data is not None and "validation" in built.host_metrics:
             key = built.data.metric

@@ -46,11 +46,14 @@ class Lowering:
         quantize: The quantization, or None for float32 throughout.
         overrides: A quantization scheme, or `float32`, for single layers, by torch module path.
         layout: The layout in which the artifact takes an input, by input name; the model's own where it is not named.
+        batch_sizes: Batch sizes that the artifact takes, the first of them unless told otherwise; the model's own where
+            none is given.
     """
 
     quantize: Quantize | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
     layout: Mapping[str, InputLayout] = field(default_factory=dict)
+    batch_sizes: tuple[int, ...] = ()
 
     @property
     def precision(self) -> str:

@@ -269,7 +269,8 @@ class Builder:
         references = outputs_of(state)
         taken = tuple(as_taken(s, artifact.manifest.inputs, self.cache) for s in sets)
         said = (self.project.recipe_for(target).verify, self.verify)
-        tolerance = tolerance_of(artifact.manifest.lowering.precision, *said)
+        precision = backends.create(artifact.manifest.backend).computed_precision(artifact.manifest.lowering, target)
+        tolerance = tolerance_of(precision, *said)
         host = run_on_host(artifact, target, taken, references, self.cache, self.progress, tolerance)
         splits = [s.name for s in sets if s.name in SPLITS]
         data = self.data

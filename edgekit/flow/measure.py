@@ -9,7 +9,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -90,6 +90,17 @@ def visit(
 
         output = _retried(attempt, device, progress)
         return _result(built, device, runner, output, run, command, tags)
+
+
+def reference_result(built: Built, run: str, command: str) -> Result:
+    """The result of an artifact that was evaluated operator by operator on this host: parity and accuracy, no speed."""
+    nowhere = Device("reference evaluation", built.target.name, "none")
+    output = RunOutput({}, {}, outputs=built.host.outputs if built.host else {})
+    result = _result(built, nowhere, "reference evaluation", output, run, command, ())
+    if result.accuracy is None:
+        return result
+    # What was computed here is the host's; nothing is known of a device.
+    return replace(result, accuracy=replace(result.accuracy, device={}, standard_error=None))
 
 
 def new_run() -> str:

@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgekit.core.errors import ConfigError, UnsupportedModelError
@@ -106,15 +106,26 @@ def _check_file(request: SourceRequest) -> None:
 
 def _lambdas(config: Any) -> set[str]:
     """Names of the layers in a saved configuration that hold Python code."""
-    if isinstance(config, list):
-        return {name for item in config for name in _lambdas(item)}
-    if not isinstance(config, Mapping):
-        return set()
-    found = {name for item in config.values() for name in _lambdas(item)}
-    inner = config.get("config")
-    if config.get("class_name") in ("Lambda", "__lambda__"):
-        found.add(str(inner.get("name", "lambda")) if isinstance(inner, Mapping) else "lambda")
+    if isinstance(config, Mapping) and config.get("class_name") in ("Lambda", "__lambda__"):
+        inner = config.get("config")
+        return {str(inner.get("name", "lambda")) if isinstance(inner, Mapping) else "lambda"}
+    return {name for item in _items(config) for name in _lambdas(item)}
+
+
+def _own_classes(config: Any) -> set[str]:
+    """Classes in a saved configuration that are not Keras' own."""
+    found = {name for item in _items(config) for name in _own_classes(item)}
+    if isinstance(config, Mapping) and "registered_name" in config and isinstance(config.get("class_name"), str):
+        module = config.get("module")
+        if not (isinstance(module, str) and module.split(".")[0] in ("keras", "builtins")):
+            found.add(config["class_name"])
     return found
+
+
+def _items(config: Any) -> Iterable[Any]:
+    if isinstance(config, Mapping):
+        return config.values()
+    return config if isinstance(config, list) else ()
 
 
 def _keras(request: SourceRequest) -> Any:
@@ -157,10 +168,15 @@ def _load(keras: Any, request: SourceRequest) -> Any:
     try:
         network = keras.models.load_model(request.path, compile=False, safe_mode=True)
     except Exception as error:
-        own = "Could not locate class" in str(error) or "not registered" in str(error)
+        with zipfile.ZipFile(request.path) as archive:
+            own = sorted(_own_classes(json.loads(archive.read(_CONFIG))))
+        if own:
+            raise UnsupportedModelError(
+                f"{request.source} uses classes that are not Keras' own: {', '.join(own)}.",
+                "Load it in a factory that imports them: model.py:build",
+            ) from error
         raise UnsupportedModelError(
-            f"Keras cannot load '{request.path.name}': {first_line(error)}",
-            "It uses layers of your own: load it in a factory that imports them: model.py:build" if own else _SAVE_ANEW,
+            f"Keras cannot load '{request.path.name}': {first_line(error)}", _SAVE_ANEW
         ) from error
     if not getattr(network, "inputs", None):
         raise UnsupportedModelError(

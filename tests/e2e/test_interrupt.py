@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from edgekit.core.files import sha256_file
+from edgekit.transports._ssh_errors import translated
+from edgekit.transports._ssh_route import SshOptions, route
 from tests.devices.sshd import eventually
 from tests.e2e.kit import QUICK, command_line, processes_below
 
@@ -108,3 +110,13 @@ def test_a_build_server_that_cancels_leaves_no_conversion_behind(site):
     running.done().check(143)
     assert person.processes() == []
     assert person.leftovers() == []
+
+
+def test_what_fails_in_the_wake_of_an_interruption_is_not_called_a_lost_connection(sshd):
+    (hop,) = route(sshd.device().address, SshOptions(), "pi")
+    with pytest.raises(KeyboardInterrupt):
+        with translated(hop, "pushing 'x'"):
+            try:
+                raise KeyboardInterrupt
+            finally:
+                raise EOFError  # what the library raises when the session cannot be closed politely any more

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgekit.backends._litert import flatbuffer, loops, operators, recurrent
+from edgekit.backends._litert import batches, flatbuffer, loops, operators, recurrent
 from edgekit.backends._litert.interface import moved_axes
 from edgekit.backends.base import CompileRequest
 from edgekit.core.errors import UnsupportedModelError
@@ -32,13 +32,13 @@ def to_flatbuffer(request: CompileRequest) -> bytes:
         )
     inner = exported.module()
     recurrent.keep_whole(inner)
-    axes = moved_axes(request.inputs, request.lowering)
-    examples = {}
-    for spec in request.inputs:
-        example = torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype))
-        examples[spec.name] = example.permute(axes[spec.name]).contiguous() if spec.name in axes else example
+    own = request.inputs[0].batch_size
     try:
-        converted = litert_torch.signature(SIGNATURE, _named(inner, request), sample_kwargs=examples).convert()
+        converter = litert_torch
+        for name, size in signatures(request).items():
+            module = _named(inner if size == own else batches.batched(inner, own, size), request)
+            converter = converter.signature(name, module, sample_kwargs=_examples(request, size))
+        converted = converter.convert()
     except UnsupportedModelError:
         raise
     except Exception as error:
@@ -49,7 +49,33 @@ def to_flatbuffer(request: CompileRequest) -> bytes:
     model = flatbuffer.read(bytes(converted.model_content()))
     loops.insert_loops(model)
     flatbuffer.compact(model)
+    flatbuffer.name_apart(model)
     return flatbuffer.write(model)
+
+
+def signatures(request: CompileRequest) -> dict[str, int]:
+    """Batch sizes by the name of their signature, the one that is run unless another is asked for first.
+
+    Raises:
+        UnsupportedModelError: A size is no multiple of the model's own, or a tensor has no batch axis.
+    """
+    sizes = request.lowering.batch_sizes
+    if not sizes:
+        return {SIGNATURE: request.inputs[0].batch_size}
+    batches.require_batches(request, sizes)
+    first, *rest = dict.fromkeys(sizes)
+    return {SIGNATURE: first} | {f"batch_{size}": size for size in rest}
+
+
+def _examples(request: CompileRequest, batch: int) -> dict[str, Any]:
+    torch = require("torch", EXTRA, "the backend litert")
+    axes = moved_axes(request.inputs, request.lowering)
+    found = {}
+    for spec in request.inputs:
+        shape = (batch, *spec.shape[1:]) if request.lowering.batch_sizes else spec.shape
+        example = torch.zeros(shape, dtype=getattr(torch, spec.dtype))
+        found[spec.name] = example.permute(axes[spec.name]).contiguous() if spec.name in axes else example
+    return found
 
 
 def _reason(exported: Any, error: Exception) -> str:

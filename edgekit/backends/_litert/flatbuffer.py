@@ -313,6 +313,18 @@ def compact(model: Any) -> None:
     _merge_buffers(model)
 
 
+def name_apart(model: Any) -> None:
+    """Give tensors of equal names in several signatures names of their own; in place."""
+    seen: set[str] = set()
+    for place, subgraph in enumerate(model.subgraphs):
+        for index, tensor in enumerate(subgraph.tensors):
+            name = text(tensor.name)
+            if name in seen:
+                name = f"{name}/{place}.{index}"
+                tensor.name = name
+            seen.add(name)
+
+
 def _drop_tensors(model: Any, place: int, subgraph: Any) -> None:
     used = {int(t) for t in (*subgraph.inputs, *subgraph.outputs)}
     for operator in subgraph.operators:

@@ -75,9 +75,14 @@ def artifact_specs(
             ones without a word; integer inputs and outputs are asked for.
     """
     axes = moved_axes(request.inputs, request.lowering)
+    sizes = request.lowering.batch_sizes
     changed: list[str] = []
+    if len(sizes) > 1 or (sizes and sizes[0] != request.inputs[0].batch_size):
+        listing = ", ".join(map(str, sizes))
+        changed.append(f"the artifact takes the batch sizes {listing}; it was {request.inputs[0].batch_size}")
 
-    def seen(spec: TensorSpec, kind: str) -> TensorSpec:
+    def seen(own: TensorSpec, kind: str) -> TensorSpec:
+        spec = replace(own, shape=(sizes[0], *own.shape[1:])) if sizes else own
         result = spec
         if kind == "input" and spec.name in axes:
             shape = tuple(spec.shape[axis] for axis in axes[spec.name])

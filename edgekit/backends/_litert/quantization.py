@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgekit.backends._litert import flatbuffer
-from edgekit.backends._litert.conversion import EXTRA, SIGNATURE
+from edgekit.backends._litert.conversion import EXTRA, signatures
 from edgekit.backends._litert.interface import as_file, moved_axes
 from edgekit.backends.base import CompileRequest
 from edgekit.core.errors import BackendError, UnsupportedModelError
@@ -31,9 +31,11 @@ def static_int8(content: bytes, request: CompileRequest, quantize: Quantize) -> 
     """
     require("ai_edge_quantizer", EXTRA, "the scheme static_wi8_ai8 of the backend litert")
     model = flatbuffer.read(content)
-    samples = list(_calibration(request, quantize.calibration))
+    samples = {
+        name: list(_calibration(request, quantize.calibration, batch)) for name, batch in signatures(request).items()
+    }
     # The calibrator reads every tensor, and the runtime does not keep the results that nothing reads.
-    ranges = _quantizer(_all_read(model), quantize).calibrate({SIGNATURE: samples}, num_threads=1)
+    ranges = _quantizer(_all_read(model), quantize).calibrate(samples, num_threads=1)
     quantized = _quantizer(content, quantize).quantize(ranges).quantized_model
     if quantized is None:
         raise BackendError("ai-edge-quantizer gave no model.")
@@ -65,13 +67,12 @@ def _quantizer(content: bytes, quantize: Quantize) -> Any:
 
 
 def _all_read(model: Any) -> bytes:
-    for subgraph in model.subgraphs:
+    main = {signature.subgraphIndex for signature in model.signatureDefs}
+    for subgraph in (model.subgraphs[index] for index in sorted(main)):
         read = {int(tensor) for operator in subgraph.operators for tensor in operator.inputs}
         read |= {int(tensor) for tensor in subgraph.outputs}
         results = [int(tensor) for operator in subgraph.operators for tensor in operator.outputs]
         subgraph.outputs = [*map(int, subgraph.outputs), *(tensor for tensor in results if tensor not in read)]
-        # Only what a signature names is the calibrator's business; loops' own subgraphs stay as they are.
-        break
     return flatbuffer.write(model)
 
 
@@ -84,8 +85,8 @@ def _has_int8_weights(model: Any) -> bool:
     )
 
 
-def _calibration(request: CompileRequest, count: int) -> Iterator[Mapping[str, Array]]:
-    """Examples in the program's own batch size, from the request's calibration folder."""
+def _calibration(request: CompileRequest, count: int, batch: int) -> Iterator[Mapping[str, Array]]:
+    """Examples in batches of that size, from the request's calibration folder."""
     import numpy as np
 
     if request.calibration is None:
@@ -95,7 +96,6 @@ def _calibration(request: CompileRequest, count: int) -> Iterator[Mapping[str, A
         )
     arrays = {spec.name: np.load(request.calibration / f"{spec.name}.npy", mmap_mode="r") for spec in request.inputs}
     axes = moved_axes(request.inputs, request.lowering)
-    batch = request.inputs[0].batch_size
     available = min(count, *(len(array) for array in arrays.values()))
     if available < batch:
         raise UnsupportedModelError(

@@ -78,9 +78,54 @@ def operator() -> Any:
         )
 
     registry.lower(opaque)(lower)
+    torch.library.register_vmap("edgekit_litert::recurrence", _batched)
     # The library's registrations end with the object: it is kept beside the operator for the life of the process.
     opaque.edgekit_library = library
     return opaque
+
+
+def _batched(
+    info: Any,
+    places: Sequence[Any],
+    x: Any,
+    h: Any,
+    c: Any,
+    weight: Any,
+    bias: Any,
+    projection: Any,
+    kind: str,
+    reverse: bool,
+) -> tuple[tuple[Any, Any, Any], tuple[int, int, int]]:
+    """The operator on several batches at once: they are one larger batch. The weights are the same for all."""
+    count = info.batch_size
+
+    def folded(tensor: Any, place: int | None, axis: int) -> Any:
+        if place is None:
+            tensor = tensor.unsqueeze(axis).expand(*tensor.shape[:axis], count, *tensor.shape[axis:])
+        else:
+            tensor = tensor.movedim(place, axis)
+        return tensor.reshape(*tensor.shape[:axis], -1, *tensor.shape[axis + 2 :])
+
+    def unfolded(tensor: Any, axis: int) -> Any:
+        return tensor.reshape(*tensor.shape[:axis], count, -1, *tensor.shape[axis + 1 :])
+
+    if any(place is not None for place in places[3:6]):
+        raise UnsupportedModelError(
+            f"The weights of a recurrent layer ({kind}) are computed from the model's input: they differ from example to"
+            " example.",
+            "Leave out `batch_sizes`.",
+        )
+    y, h_n, c_n = operator()(
+        folded(x, places[0], 1),
+        folded(h, places[1], 0),
+        folded(c, places[2], 0),
+        weight,
+        bias,
+        projection,
+        kind,
+        reverse,
+    )
+    return (unfolded(y, 1), unfolded(h_n, 0), unfolded(c_n, 0)), (1, 0, 0)
 
 
 def _lstm(

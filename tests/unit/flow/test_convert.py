@@ -13,7 +13,7 @@ from edgekit.backends.base import CompileRequest
 from edgekit.core.errors import BackendError, ConfigError, UnsupportedModelError
 from edgekit.core.lowering import Lowering
 from edgekit.core.model import PassRecord, TensorSpec
-from edgekit.flow import convert as module
+from edgekit.flow import child as module
 from edgekit.flow.convert import convert
 from tests.unit.flow import kit
 
@@ -204,6 +204,6 @@ def test_a_conversion_cannot_use_the_network(probe, tmp_path, heard):
 
 def test_a_child_is_told_to_be_quiet_and_finds_edgekit(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "mine")
-    environment = module.child_environment()
+    environment = module.environment()
     assert environment["CI"] == "true"
     assert environment["PYTHONPATH"].split(os.pathsep) == [str(kit.ROOT), "mine"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -27,7 +29,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def keras():
-    pytest.importorskip("keras", reason="keras is not installed")
+    if importlib.util.find_spec("keras") is None:
+        pytest.skip("keras is not installed")
     from edgekit.frontends.keras import _keras
 
     return _keras(SourceRequest("net.keras", Path(), "net"))
@@ -146,7 +149,8 @@ def test_masked_steps_are_left_to_keras(keras, tmp_path):
     given = np.array([[5, 7, 9, 0, 0, 0, 0]], np.int32)
     expected = network(given, training=False).detach().numpy()
     assert np.abs(next(iter(model.program.run({"tokens": given}).values())) - expected).max() < 1e-5
-    assert model.program.parameter_count() == network.count_params()
+    # With the states of its random generators, which Keras does not count.
+    assert model.program.parameter_count() == sum(int(np.prod(v.shape)) for v in network.variables)
 
 
 def test_two_inputs_keep_their_order_and_their_names(keras, tmp_path):
@@ -195,21 +199,19 @@ def test_a_layer_of_ones_own_is_said_to_be_one(keras, tmp_path):
     keras.Model(x, Doubled()(x)).save(tmp_path / "net.keras")
     with pytest.raises(UnsupportedModelError) as caught:
         load(tmp_path / "net.keras")
-    assert "Doubled" in caught.value.message
-    assert "layers of your own" in caught.value.hint
+    assert caught.value.message == "net.keras uses classes that are not Keras' own: Doubled."
+    assert "model.py:build" in caught.value.hint
 
 
 @pytest.mark.parametrize("backend", ["openvino", "litert", "onnxruntime"])
 def test_a_network_reaches_a_backend(keras, tmp_path, backend):
-    from edgekit.backends.base import registry
+    from edgekit.backends.base import CompileRequest, registry
     from edgekit.core.lowering import Lowering
     from tests.unit.backends.conversions import target
 
     network = image_net(keras)
     model = load(saved(tmp_path, network))
     model.program.save(tmp_path / "program.pt2")
-    from edgekit.backends.base import CompileRequest
-
     request = CompileRequest(
         tmp_path / "program.pt2", "net", model.inputs, model.outputs, Lowering(), target(backend), "net.keras", "0" * 64
     )
@@ -222,8 +224,6 @@ def test_a_network_reaches_a_backend(keras, tmp_path, backend):
         "driver = d.Driver(sys.argv[2], 1, json.loads(sys.argv[4]), {}); driver.load()\n"
         "driver.prepare({'image': np.load(sys.argv[3])}); driver.invoke(); np.save(sys.argv[5], driver.results()['scores'])"
     )
-    import json
-
     bindings = json.dumps(dict(artifact.manifest.bindings))
     agent = Path(__file__).resolve().parents[3] / "edgekit" / "agent"
     argv = [str(agent), str(artifact.main), str(tmp_path / "image.npy"), bindings, str(tmp_path / "out.npy")]
