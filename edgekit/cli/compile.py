@@ -49,25 +49,31 @@ def register(app: typer.Typer) -> None:
         for chosen in options.targets_of(project):
             built = builder.build(chosen, backend, verify=not no_verify)
             made.append((built, export_artifact(built, artifact_folder(project, built, out))))
-        _record(screen, project, [built for built, _ in made])
+        run = _record(screen, project, [built for built, _ in made])
         screen.answer(
-            {"schema_version": 1, "artifacts": [_document(built, folder) for built, folder in made]}, _table(made)
+            {"schema_version": 1, "run": run, "artifacts": [_document(built, folder) for built, folder in made]},
+            _table(made),
         )
 
 
-def _record(screen: Screen, project: Project, made: list[Built]) -> None:
-    """Keep what was found of artifacts that no device at hand can run: no deploy will tell of them later."""
+def _record(screen: Screen, project: Project, made: list[Built]) -> str | None:
+    """Keep what was found of artifacts that no device at hand can run: no deploy will tell of them later.
+
+    Returns:
+        The run they are kept as, or None where there is none.
+    """
     from edgekit.cli.deploy import command_line
     from edgekit.flow.measure import new_run, reference_result
 
     judged = [built for built in made if built.host is not None and built.host.verification.by != "runtime"]
     if not judged:
-        return
+        return None
     run = new_run()
     with options.store_of(project.root) as store:
         for built in judged:
             store.add(reference_result(built, run, command_line()))
     screen.note(f"reference-evaluated; kept as run {run} (edgekit report {run})")
+    return run
 
 
 def artifact_folder(project: Project, built: Built, out: Path | None) -> Path:
@@ -85,7 +91,7 @@ def _document(built: Built, folder: Path) -> dict[str, Any]:
         "path": str(folder),
         "target": manifest.target,
         "backend": manifest.backend,
-        "precision": manifest.lowering.precision,
+        "precision": _computed(built),
         "digest": built.artifact.digest,
         "artifact_bytes": built.artifact.bytes,
         "download_bytes": build.download_bytes if build else None,
@@ -122,7 +128,7 @@ def _table(made: list[tuple[Built, Path]]) -> Any:
         table.add_row(
             manifest.target,
             manifest.backend,
-            manifest.lowering.precision,
+            _computed(built),
             format_bytes(built.artifact.bytes),
             "cached" if built.cached else format_duration(build.seconds) if build else "–",
             f"{build.peak_rss_mib:.0f} MiB" if build else "–",
@@ -131,6 +137,14 @@ def _table(made: list[tuple[Built, Path]]) -> Any:
             _short(folder),
         )
     return table
+
+
+def _computed(built: Built) -> str:
+    """What the artifact computes in; Core ML computes a float32 model in float16 unless told otherwise."""
+    from edgekit.backends.base import registry
+
+    manifest = built.artifact.manifest
+    return registry.create(manifest.backend).computed_precision(manifest.lowering, built.target)
 
 
 def _short(folder: Path) -> str:

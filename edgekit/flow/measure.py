@@ -187,7 +187,7 @@ def _result(
         model=manifest.name,
         source=manifest.source,
         backend=manifest.backend,
-        precision=manifest.lowering.precision,
+        precision=backends.create(manifest.backend).computed_precision(manifest.lowering, built.target),
         target=built.target.name,
         device=device.name,
         transport=device.transport,

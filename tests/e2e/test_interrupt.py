@@ -114,9 +114,13 @@ def test_a_build_server_that_cancels_leaves_no_conversion_behind(site):
 
 def test_what_fails_in_the_wake_of_an_interruption_is_not_called_a_lost_connection(sshd):
     (hop,) = route(sshd.device().address, SshOptions(), "pi")
-    with pytest.raises(KeyboardInterrupt):
+
+    def interrupted():
         with translated(hop, "pushing 'x'"):
             try:
                 raise KeyboardInterrupt
             finally:
                 raise EOFError  # what the library raises when the session cannot be closed politely any more
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
