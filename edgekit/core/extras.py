@@ -71,6 +71,12 @@ def code_of(thing: object) -> str:
     return Path(inspect.getfile(type(thing))).read_text(encoding="utf-8")
 
 
+def code_of_package(thing: object) -> str:
+    """The source text of all modules beside the one that defines an object's class, and below: its private helpers too."""
+    folder = Path(inspect.getfile(type(thing))).parent
+    return "".join(path.read_text(encoding="utf-8") for path in sorted(folder.rglob("*.py")))
+
+
 def versions_of(distributions: tuple[str, ...]) -> dict[str, str]:
     """The installed versions of those `distributions` that are there."""
     return {name: version for name in distributions if (version := version_of(name)) is not None}

@@ -15,7 +15,7 @@ from edgekit.backends.base import registry as backends
 from edgekit.core import schema
 from edgekit.core.artifact import BUILD, Artifact, load_artifact
 from edgekit.core.errors import ConfigError, MissingExtraError, UnsupportedModelError
-from edgekit.core.extras import code_of
+from edgekit.core.extras import code_of_package
 from edgekit.core.files import sha256_text, write_atomic
 from edgekit.core.lowering import Lowering
 from edgekit.core.progress import Progress
@@ -227,7 +227,7 @@ class Builder:
     ) -> str:
         parts = {
             "edgekit": __version__,
-            "code": sha256_text(code_of(backend)),
+            "code": sha256_text(code_of_package(backend)),
             "backend": backend.name,
             "name": self.project.name,
             "source": self.source_label,

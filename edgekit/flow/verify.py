@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _RECORD = "verification.json"
 _EQUAL_DB = 999.0
+_SILENCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -149,9 +150,12 @@ def compare(name: str, reference: Array, got: Array) -> Parity:
     if noise_power == 0:
         snr, cosine = _EQUAL_DB, 1.0
     else:
-        snr = 10 * np.log10(signal_power / noise_power) if signal_power else -_EQUAL_DB
+        # Where the model gives nothing but zeros there is no signal to measure noise by; a rounding error is no noise.
+        silent = signal_power == 0 and float(np.max(np.abs(noise))) <= _SILENCE
+        nothing = _EQUAL_DB if silent else -_EQUAL_DB
+        snr = 10 * np.log10(signal_power / noise_power) if signal_power else nothing
         norms = np.sqrt(signal_power) * np.sqrt(float(np.sum(have**2)))
-        cosine = float(np.sum(want * have) / norms) if norms else 0.0
+        cosine = float(np.sum(want * have) / norms) if norms else float(silent)
     largest = float(np.max(np.abs(want))) if want.size else 0.0
     max_abs = float(np.max(np.abs(noise))) if noise.size else 0.0
     return Parity(

@@ -104,7 +104,9 @@ def test_a_good_branch_beside_a_bad_one_is_no_confusion():
 
 def test_two_branches_that_fail_by_themselves_are_both_named():
     layers = branches()
-    found = bisect(layers, tensors_of(layers, left=values(9), right=values(10), join=values(11), head=values(12)), FLOAT)
+    found = bisect(
+        layers, tensors_of(layers, left=values(9), right=values(10), join=values(11), head=values(12)), FLOAT
+    )
     assert found.first.path == "left"
     assert found.others == (("right", "conv2d"),)
 
@@ -116,7 +118,7 @@ def test_a_wrong_residual_block_is_not_taken_for_its_input():
     inner = layer("inner", 0.15 * values(1), "x")
     block = layer("block", x.value + inner.value, "x", "inner", operator="add")
     layers = [x, inner, block, layer("head", values(3), "block")]
-    assert 10 < 20 * np.log10(np.linalg.norm(block.value) / np.linalg.norm(inner.value))
+    assert 20 * np.log10(np.linalg.norm(block.value) / np.linalg.norm(inner.value)) > 10
     tensors = {
         "t_x": x.value + noise[0],
         "t_x_again": x.value + noise[0] + 0.1 * noise[1],
