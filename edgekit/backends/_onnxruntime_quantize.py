@@ -140,7 +140,7 @@ def _through_files(model: Any, work: Callable[[str, str], None]) -> Any:
 def weights_only(model: Any) -> Any:
     """8-bit weights, per output channel, that the runtime turns back into float32 once, while it loads.
 
-        Conv(x, w: float32)   →   Conv(x, DequantizeLinear(w: int8, scale))
+    Conv(x, w: float32)   →   Conv(x, DequantizeLinear(w: int8, scale))
     """
     onnx = require("onnx", EXTRA, WHY)
     changed = onnx.ModelProto()

@@ -222,5 +222,3 @@ def _full(count: int, value: int) -> Array:
     import numpy as np
 
     return np.full(count, value, np.int32)
-
-

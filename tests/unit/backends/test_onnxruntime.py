@@ -89,7 +89,14 @@ def test_a_second_conversion_gives_the_same_bytes(convnet, tmp_path):
 
 def test_a_file_tells_nothing_of_the_machine_that_made_it(convnet):
     content = convnet[3].main.read_bytes()
-    for word in (str(Path.home()), "conversions.py", "site-packages", "forward", "pkg.torch", str(convnet[0].program.parent)):
+    for word in (
+        str(Path.home()),
+        "conversions.py",
+        "site-packages",
+        "forward",
+        "pkg.torch",
+        str(convnet[0].program.parent),
+    ):
         assert word.encode() not in content, word
     model = onnx.load(convnet[3].main)
     assert not model.metadata_props
@@ -104,7 +111,8 @@ def test_a_pinned_runtime_decides_the_opset(convnet, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("version", "opset"), [("1.32.0", 24), ("1.24.1", 24), ("1.23.2", 23), ("1.22.1", 22), ("1.20.1", 21), ("1.17.3", 20)]
+    ("version", "opset"),
+    [("1.32.0", 24), ("1.24.1", 24), ("1.23.2", 23), ("1.22.1", 22), ("1.20.1", 21), ("1.17.3", 20)],
 )
 def test_the_opset_is_the_newest_that_a_release_was_seen_to_read(version, opset):
     assert newest_opset(version) == opset
@@ -138,7 +146,12 @@ def test_a_recurrent_layer_is_one_operator_and_no_loop(tmp_path, kind, options, 
 
 @pytest.mark.parametrize(
     ("scheme", "allowed", "smaller"),
-    [("float16", 2e-3, 1.7), ("static_wi8_ai8", 3e-2, 1.0), ("dynamic_wi8_afp32", 3e-2, 1.3), ("weight_only_wi8_afp32", 1e-2, 2.0)],
+    [
+        ("float16", 2e-3, 1.7),
+        ("static_wi8_ai8", 3e-2, 1.0),
+        ("dynamic_wi8_afp32", 3e-2, 1.3),
+        ("weight_only_wi8_afp32", 1e-2, 2.0),
+    ],
 )
 def test_a_scheme_shrinks_the_file_and_keeps_float_inputs_and_outputs(convnet, tmp_path, scheme, allowed, smaller):
     request, inputs, outputs, plain = convnet

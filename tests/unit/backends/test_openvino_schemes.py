@@ -105,7 +105,9 @@ def test_float16_halves_the_weights(convnet, tmp_path, option):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("scheme", "allowed"), [("static_wi8_ai8", 5e-2), ("weight_only_wi8_afp32", 1e-2)])
-def test_a_scheme_of_nncf_works_in_the_child_process_without_network_or_home(convnet, tmp_path, monkeypatch, scheme, allowed):
+def test_a_scheme_of_nncf_works_in_the_child_process_without_network_or_home(
+    convnet, tmp_path, monkeypatch, scheme, allowed
+):
     from edgekit.core.progress import Silent
     from edgekit.flow.convert import convert
 

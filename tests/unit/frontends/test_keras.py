@@ -82,7 +82,9 @@ def largest_difference(keras, model: Model, network) -> float:
     rng = np.random.default_rng(1)
     inputs = {s.name: (rng.random(s.shape) * (40 if s.dtype == "int32" else 1)).astype(s.dtype) for s in model.inputs}
     ours = model.program.run(inputs)
-    theirs = keras.tree.flatten(network(list(inputs.values()) if len(inputs) > 1 else next(iter(inputs.values())), training=False))
+    theirs = keras.tree.flatten(
+        network(list(inputs.values()) if len(inputs) > 1 else next(iter(inputs.values())), training=False)
+    )
     return max(float(np.abs(a - b.detach().numpy()).max()) for a, b in zip(ours.values(), theirs, strict=True))
 
 
@@ -156,7 +158,9 @@ def test_masked_steps_are_left_to_keras(keras, tmp_path):
 def test_two_inputs_keep_their_order_and_their_names(keras, tmp_path):
     layers = keras.layers
     first, second = layers.Input((4,), name="b_first"), layers.Input((4,), name="a_second")
-    network = keras.Model([first, second], [layers.Dense(2, name="p")(first), layers.Dense(2, name="q")(second - first)])
+    network = keras.Model(
+        [first, second], [layers.Dense(2, name="p")(first), layers.Dense(2, name="q")(second - first)]
+    )
     model = load(saved(tmp_path, network))
     assert [spec.name for spec in model.inputs] == ["b_first", "a_second"]
     assert [spec.name for spec in model.outputs] == ["p", "q"]
@@ -227,7 +231,9 @@ def test_a_network_reaches_a_backend(keras, tmp_path, backend):
     bindings = json.dumps(dict(artifact.manifest.bindings))
     agent = Path(__file__).resolve().parents[3] / "edgekit" / "agent"
     argv = [str(agent), str(artifact.main), str(tmp_path / "image.npy"), bindings, str(tmp_path / "out.npy")]
-    subprocess.run([sys.executable, "-c", script, *argv], check=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+    subprocess.run(
+        [sys.executable, "-c", script, *argv], check=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    )
     assert np.abs(np.load(tmp_path / "out.npy") - expected).max() < 1e-5
 
 
