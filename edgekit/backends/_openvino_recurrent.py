@@ -34,7 +34,7 @@ def has_recurrent(exported: Any) -> bool:
 
 def _projected(node: Any) -> bool:
     _, _, weights, biased, layers, _, _, both, _ = node.args
-    return len(weights) != layers * (2 if both else 1) * (4 if biased else 2)
+    return bool(len(weights) != layers * (2 if both else 1) * (4 if biased else 2))
 
 
 def decoded(exported: Any) -> tuple[Any, list[Any]]:
@@ -131,13 +131,15 @@ def _sequence(context: Any, layer_of: Callable[..., Any], order: Sequence[int], 
 
 
 def _lstm(ops: Any, x: Any, starts: Sequence[Any], lengths: Any, layer: _Layer) -> Sequence[Any]:
+    import numpy as np
+
     node = ops.lstm_sequence(
         x,
         *starts,
         lengths,
         ops.constant(layer.into),
         ops.constant(layer.across),
-        ops.constant(layer.into_bias + layer.across_bias),
+        ops.constant(np.add(layer.into_bias, layer.across_bias)),
         layer.hidden,
         layer.direction,
     )
@@ -150,7 +152,7 @@ def _gru(ops: Any, x: Any, starts: Sequence[Any], lengths: Any, layer: _Layer) -
     gates = (layer.directions, 3, layer.hidden)
     into, across = layer.into_bias.reshape(gates), layer.across_bias.reshape(gates)
     # The new gate keeps its two biases apart: one of them is multiplied by the reset gate.
-    bias = np.concatenate([into[:, :2] + across[:, :2], into[:, 2:], across[:, 2:]], axis=1)
+    bias = np.concatenate([np.add(into[:, :2], across[:, :2]), into[:, 2:], across[:, 2:]], axis=1)
     node = ops.gru_sequence(
         x,
         *starts,
@@ -184,8 +186,11 @@ def _layers(weights: Sequence[Array], flags: _Flags, biased: bool, order: Sequen
         hidden = sides[0][1].shape[1]
         none = np.zeros(len(order) * hidden, sides[0][0].dtype)
         parts = [[side[index] if index < step else none for side in sides] for index in range(4)]
-        stacked = [np.stack([_reordered(part, order) for part in column]) for column in parts]
-        found.append(_Layer(*stacked, layer * flags.directions, flags.directions, hidden))
+        into, across, into_bias, across_bias = (
+            np.stack([_reordered(part, order) for part in column]) for column in parts
+        )
+        first = layer * flags.directions
+        found.append(_Layer(into, across, into_bias, across_bias, first, flags.directions, hidden))
     return found
 
 

@@ -154,7 +154,7 @@ class Backend(abc.ABC):
         if program_format not in self.reads:
             issues.append(
                 Issue(
-                    f"a {program_format} program",
+                    f"programs of the format {program_format}",
                     f"the backend '{self.name}' reads {', '.join(self.reads)}",
                     hint="Use a backend that reads it, or the torch source.",
                 )

@@ -61,8 +61,12 @@ class LiteRt(Backend):
     ) -> list[Issue]:
         """See `Backend.unsupported`."""
         issues = super().unsupported(program_format, outputs, lowering, target)
-        if lowering.quantize and lowering.quantize.io == "uint8":
-            issues.append(Issue("io: uint8", "LiteRT's 8-bit scheme is signed", hint="Use io: int8 or io: float32."))
+        if _has_integer_io(lowering):
+            issues += [
+                Issue("io", f"the output '{spec.name}' is {spec.dtype} in the model already")
+                for spec in outputs
+                if spec.dtype in ("int8", "uint8")
+            ]
         if lowering.overrides:
             layers = ", ".join(sorted(lowering.overrides))
             issues.append(Issue("overrides", "edgekit quantizes all layers alike for LiteRT", layers))

@@ -114,7 +114,7 @@ def show_results(screen: Screen, results: list[Result], html: Path | None) -> No
 
         report_html.write(report, html)
         screen.note(f"report: {html}")
-    screen.answer(report_json.document(report), *terminal.renderables(report, screen.out.width))
+    screen.answer(report_json.document(report), *terminal.renderables(report, screen.report_width))
 
 
 def _show_plan(screen: Screen, plans: list[tuple[Built, list[Device]]]) -> None:

@@ -32,7 +32,8 @@ def register(app: typer.Typer) -> None:
         from edgekit.core import schema
 
         found = _devices()
-        screen.answer([schema.to_plain(device) for device in found.values()], _table(found))
+        listing = [schema.to_plain(device) for device in found.values()]
+        screen.answer({"schema_version": 1, "devices": listing}, _table(found))
 
     @verb(group, "show", example="edgekit devices show my-pi")
     def show(screen: Screen, name: Name) -> None:

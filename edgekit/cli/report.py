@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
         with options.store_of(find_root(Path.cwd())) as store:
             if list_:
                 runs = store.runs()
-                screen.answer(runs, _table(runs))
+                screen.answer({"schema_version": 1, "runs": runs}, _table(runs))
                 return
             latest = store.latest_run()
             if latest is None:

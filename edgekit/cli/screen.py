@@ -13,6 +13,8 @@ from edgekit.core.errors import EdgekitError
 from edgekit.core.progress import Step
 
 _SHOW_AFTER_SECONDS = 1.0
+_PIPED_WIDTH = 400
+_REPORT_WIDTH = 120
 
 
 class Screen:
@@ -28,11 +30,16 @@ class Screen:
         self.as_json = as_json
         self.quiet = quiet
         self.verbose = verbose
-        # Piped output is read by programs and pasted into issues: no wrapping at 80 columns there.
-        width = None if sys.stdout.isatty() else 120
+        # Piped output is read by grep and pasted into issues: a row stays one line there, however long.
+        width = None if sys.stdout.isatty() else _PIPED_WIDTH
         self.out = _console(width=width, highlight=False, soft_wrap=not sys.stdout.isatty())
         self.err = _console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
         self._live: Any = None
+
+    @property
+    def report_width(self) -> int:
+        """Columns of a report: the terminal's, or what reads well where there is none."""
+        return min(self.out.width, _REPORT_WIDTH)
 
     def answer(self, document: Any, *renderables: Any) -> None:
         """Show the answer: `document` with `--json`, else the renderables."""

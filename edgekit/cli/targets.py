@@ -31,7 +31,8 @@ def register(app: typer.Typer) -> None:
             _one(screen, load_target(name, root))
             return
         found = [read_target(path) for path in find_targets(root).values()]
-        screen.answer([_document(target) for target in found], _table(found))
+        listing = [_document(target) for target in found]
+        screen.answer({"schema_version": 1, "targets": listing}, _table(found))
 
 
 def missing_parts(target: Target) -> list[str]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 EXTRA = "keras"
 _CONFIG = "config.json"
 _PARTS = (_CONFIG, "metadata.json", "model.weights.h5")
+_OTHER_BACKENDS = ("jax", "tensorflow")
 _SAVE_ANEW = "Save it with Keras 3: model.save('net.keras')"
 
 
@@ -150,13 +151,22 @@ def _keras(request: SourceRequest) -> Any:
 
 @contextlib.contextmanager
 def _settings() -> Iterator[None]:
-    """The torch backend, and no settings read from or written to the home folder, while Keras is imported."""
+    """The torch backend, and no settings read from or written to the home folder, while Keras is imported.
+
+    Keras imports other backends' libraries where it finds them, on no use of its own here: they take seconds and start
+    threads. They are hidden from it meanwhile.
+    """
+    hidden = [name for name in _OTHER_BACKENDS if name not in sys.modules]
     with tempfile.TemporaryDirectory(prefix="edgekit-keras-") as home:
         before = {name: os.environ.get(name) for name in ("KERAS_BACKEND", "KERAS_HOME")}
         os.environ.update(KERAS_BACKEND="torch", KERAS_HOME=home)
+        for name in hidden:
+            sys.modules[name] = None  # type: ignore[assignment]  # None is how an import is blocked
         try:
             yield
         finally:
+            for name in hidden:
+                del sys.modules[name]
             for name, value in before.items():
                 if value is None:
                     del os.environ[name]
@@ -231,7 +241,7 @@ def _module(torch: Any, keras: Any, network: Any) -> Any:
     tree = keras.tree
     structure = getattr(getattr(network, "_functional", network), "_inputs_struct", None)
 
-    class KerasNetwork(torch.nn.Module):  # type: ignore[misc, name-defined]  # torch is seen as Any
+    class KerasNetwork(torch.nn.Module):  # type: ignore[misc]  # torch is seen as Any
         def __init__(self) -> None:
             super().__init__()
             self.network = network

@@ -35,7 +35,7 @@ class TorchModule(Frontend):
         module, given = _call_factory(request)
         if not isinstance(module, torch.nn.Module):
             raise ConfigError(
-                f"{request.source} returned a {type(module).__name__}, not an nn.Module.",
+                f"{request.source} returned {type(module).__name__!r}, not an nn.Module.",
                 "Return the module, or (module, example_inputs).",
             )
         if request.weights is not None:

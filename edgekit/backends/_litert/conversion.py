@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgekit.backends._litert import batches, flatbuffer, loops, operators, recurrent
+from edgekit.backends._litert import batches, flatbuffer, loops, operators, ordering, recurrent
 from edgekit.backends._litert.interface import moved_axes
 from edgekit.backends.base import CompileRequest
 from edgekit.core.errors import UnsupportedModelError
@@ -32,6 +32,7 @@ def to_flatbuffer(request: CompileRequest) -> bytes:
         )
     inner = exported.module()
     recurrent.keep_whole(inner)
+    ordering.use_top_k(inner)
     own = request.inputs[0].batch_size
     try:
         converter = litert_torch

@@ -1,11 +1,19 @@
 """Recurrent layers as loops in a `.tflite` file: WHILE operators over a body of a few steps.
 
 LiteRT has a sequence operator of its own for the LSTM alone, and that keeps its state in variable tensors from one
-inference to the next until the program resets them. A loop starts from the state that it is given, each time, and was
-faster than both that operator and the unrolled layer (docs/decisions has the numbers).
+inference to the next until the program resets them. A loop starts from the state that it is given, each time, and it
+is faster. One thread, CPU time in ms of the median of interleaved rounds, one sequence (I features, H units, T steps):
 
-A loop copies what it carries at each turn, the whole sequence among it, so a plain one takes quadratic time. The body
-therefore does `_STEPS` steps at a turn, and a long sequence is cut into chunks, each run by a loop of its own:
+    LSTM 64, 128, 50    loop 0.30   operator 0.45   unrolled 0.49   ONNX Runtime 0.19
+    GRU  64, 128, 50    loop 0.25   –               unrolled 0.29   ONNX Runtime 0.17
+    LSTM 16, 32, 50     loop 0.06   operator 0.08
+    LSTM 64, 128, 200   loop 1.10   operator 1.73
+    LSTM 64, 128, 800   loop 4.71   operator 6.90
+    LSTM 64, 64, 2000   loop 5.40   operator 6.88
+
+A loop copies what it carries at each turn, the whole sequence among it, so a plain one takes quadratic time (18 ms for
+the 800 steps). The body therefore does `_STEPS` steps at a turn, and a long sequence is cut into chunks, each run by a
+loop of its own:
 
     while chunk < N:                     carries (T, …), N times
         while i < C / _STEPS:            carries (C, …)

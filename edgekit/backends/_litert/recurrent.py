@@ -12,6 +12,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+from edgekit.backends._litert.rewriting import replace_calls
 from edgekit.core.errors import UnsupportedModelError
 from edgekit.core.extras import require
 
@@ -31,16 +32,7 @@ def keep_whole(module: Any) -> int:
     aten = torch.ops.aten
     replaced = {aten.lstm.input: _lstm}
     replaced |= {getattr(aten, kind).input: _cell(kind) for kind in ("gru", "rnn_tanh", "rnn_relu")}
-    count = 0
-    for part in module.modules():
-        if not isinstance(part, torch.fx.GraphModule):
-            continue
-        found = [node for node in part.graph.nodes if node.op == "call_function" and node.target in replaced]
-        for node in found:
-            node.target = replaced[node.target]
-        if found:
-            part.recompile()
-        count += len(found)
+    count = replace_calls(module, replaced)
     if count:
         operator()
     return count

@@ -261,7 +261,7 @@ class TestRefusals:
 
         assert reasons(Lowering()) == []
         assert reasons(Lowering(), None) == []
-        assert reasons(Lowering(), form="onnx") == ["a onnx program"]
+        assert reasons(Lowering(), form="onnx") == ["programs of the format onnx"]
         assert reasons(Lowering(), "14.0") == ["min_version 14.0"]
         assert reasons(Lowering(Quantize("palette_4")), "15.0") == ["scheme palette_4"]
         assert reasons(Lowering(Quantize("static_wi8_ai8"))) == ["scheme static_wi8_ai8"]

@@ -24,7 +24,7 @@ def test_what_it_cannot_do_is_said_before_any_work():
     ]:
         with pytest.raises(UnsupportedModelError, match=said):
             LiteRt().refuse_unsupported("pt2", (), lowering, target)
-    with pytest.raises(UnsupportedModelError, match="a onnx program"):
+    with pytest.raises(UnsupportedModelError, match="programs of the format onnx"):
         LiteRt().refuse_unsupported("onnx", (), Lowering(), target)
 
 

@@ -178,6 +178,21 @@ class TestIntegerInterface:
         index = made._in["image"]
         assert int(made._interpreter.get_tensor(index).min()) == 127
 
+    def test_an_unsigned_interface_computes_the_same(self, whole, tmp_path):
+        lowering = replace(whole.manifest.lowering, quantize=replace(whole.manifest.lowering.quantize, io="uint8"))
+        artifact = kit.compiled(
+            tmp_path, Small(), inputs(), lowering=lowering, calibration=inputs(40, seed=1), **described()
+        )
+        assert {spec.dtype for spec in (*artifact.manifest.inputs, *artifact.manifest.outputs)} == {"uint8"}
+        for seed in (3, 4):
+            signed, unsigned = (kit.run(kit.driver(one), inputs(seed=seed))["scores"] for one in (whole, artifact))
+            np.testing.assert_array_equal(unsigned, signed)
+
+    def test_an_output_that_is_whole_numbers_already_is_refused(self):
+        lowering = Lowering(Quantize("static_wi8_ai8", io="int8"))
+        issues = LiteRt().unsupported("pt2", (TensorSpec("mask", (1, 4), "uint8"),), lowering, kit.HERE)
+        assert [issue.reason for issue in issues] == ["the output 'mask' is uint8 in the model already"]
+
     def test_without_the_option_the_driver_shows_the_integers(self, whole):
         made = kit.driver(whole, float_io=False)
         assert {spec["dtype"] for spec in (*made.inputs, *made.outputs)} == {"int8"}

@@ -93,9 +93,43 @@ def test_what_hides_in_a_compound_operator_is_named_after_the_attempt(tmp_path):
         kit.compiled(tmp_path, Around(lambda x: torch.linalg.det(x[:, :, :6])), {"x": X})
 
 
-def test_an_operator_that_the_runtime_lacks_is_named(tmp_path):
-    with pytest.raises(UnsupportedModelError, match="The runtime has no operator STABLEHLO_SORT"):
-        kit.compiled(tmp_path, Around(lambda x: torch.topk(x, 2)[0]), {"x": X})
+def test_an_operator_that_the_runtime_lacks_is_named():
+    from edgekit.backends._litert import flatbuffer
+    from edgekit.backends._litert.loadable import require_loadable
+
+    tflite = flatbuffer.schema()
+    model = tflite.ModelT(version=3, buffers=[tflite.BufferT()], subgraphs=[], operatorCodes=[])
+    graph = flatbuffer.Graph.new(model, "main")
+    given, gives = graph.tensor((1, 4)), graph.tensor((1, 4))
+    graph.op("STABLEHLO_SORT", [given], [gives])
+    graph.close([given], [gives])
+
+    with pytest.raises(UnsupportedModelError, match=r"no operator STABLEHLO_SORT, which litert-torch makes of net\.py"):
+        require_loadable(flatbuffer.write(model), "net.py")
+
+
+ORDERED = {
+    "largest": lambda x: torch.topk(x, 3),
+    "smallest-along-an-inner-axis": lambda x: torch.topk(x, 2, dim=1, largest=False),
+    "sorted": lambda x: torch.sort(x, descending=True),
+    "sorted-upwards-stable": lambda x: torch.sort(x, dim=1, stable=True),
+}
+
+
+@pytest.mark.parametrize("case", ORDERED)
+def test_values_are_ordered_by_the_runtimes_own_operator(tmp_path, case):
+    def both(x):
+        values, places = ORDERED[case](x)
+        return values, places
+
+    module = Around(both)
+    artifact = kit.compiled(tmp_path, module, {"x": X})
+
+    found = kit.run(kit.driver(artifact), {"x": X})
+    values, places = kit.reference(module, {"x": X})
+    assert kit.operators(artifact)["TOPK_V2"] == 1
+    np.testing.assert_array_equal(found["y0"], values)
+    np.testing.assert_array_equal(found["y1"], places)
 
 
 def test_the_driver_tells_which_operators_its_delegate_left(tmp_path):

@@ -132,6 +132,23 @@ def test_a_loop_runs_without_the_delegate_too(tmp_path):
     np.testing.assert_allclose(found["y0"], kit.reference(module, {"x": x})[0], atol=1e-5)
 
 
+def test_the_newer_compiled_model_runtime_runs_a_loop_anew_each_time(tmp_path):
+    from ai_edge_litert.compiled_model import CompiledModel
+
+    module = Recurrent("LSTM", gives="y", batch_first=True)
+    x = sequence(30, 1, batch_first=True)
+    artifact = kit.compiled(tmp_path, module, {"x": x})
+    want = kit.reference(module, {"x": x})[0]
+
+    model = CompiledModel.from_file(str(artifact.main))
+    given, gives = model.create_input_buffers(0), model.create_output_buffers(0)
+    for _ in range(2):
+        given[0].write(x)
+        model.run_by_index(0, given, gives)
+        found = gives[0].read(want.size, np.float32).reshape(want.shape)
+        np.testing.assert_allclose(found, want, atol=1e-5)
+
+
 def test_static_quantization_leaves_the_state_of_a_recurrence_in_float(tmp_path):
     class Net(torch.nn.Module):
         def __init__(self) -> None:

@@ -44,7 +44,7 @@ def test_init_into_a_file_is_refused(person):
 
 def test_a_projects_devices_and_targets_are_read(person):
     person.run("init").check()
-    assert person.run("devices", "list", "--json").check().json == []
+    assert person.run("devices", "list", "--json").check().json["devices"] == []
     assert "this machine" in person.run("devices", "list").check().out.lower()
 
 
@@ -59,7 +59,7 @@ def test_the_doctor_knows_every_backend_transport_and_frontend(person):
 
 
 def test_all_targets_are_listed_and_those_not_built_say_so(person):
-    found = {target["name"]: target for target in person.run("targets", "--json").check().json}
+    found = {target["name"]: target for target in person.run("targets", "--json").check().json["targets"]}
     assert found.keys() == {path.stem for path in builtin_folder().glob("*.yaml")}
     assert found["linux-x86"]["deployable"]
     assert found["linux-x86"]["missing"] == []
@@ -90,7 +90,7 @@ def test_a_projects_targets_add_and_override(person):
     (person.cwd / "targets" / "board.yaml").write_text(re.sub(r"(?m)^name: .*$", "name: board", shipped))
     deep = person.cwd / "some" / "folder"
     deep.mkdir(parents=True)
-    found = {target["name"]: target for target in person.run("targets", "--json", cwd=deep).check().json}
+    found = {target["name"]: target for target in person.run("targets", "--json", cwd=deep).check().json["targets"]}
     assert found["rpi4"]["summary"] == "ours"
     assert found["board"]["soc"] == found["rpi4"]["soc"]
 
@@ -159,7 +159,7 @@ def test_the_latest_run_is_reported_and_any_earlier_by_its_first_characters(pers
 
 
 def test_runs_are_listed_the_latest_first(person, stored):
-    listed = person.run("report", "--list", "--json").check().json
+    listed = person.run("report", "--list", "--json").check().json["runs"]
     assert [run["run"] for run in listed] == stored[::-1]
     assert stored[0] in person.run("report", "--list").check().out
 

@@ -118,7 +118,7 @@ def test_outputs_that_are_one_tensor_or_an_input_are_tensors_of_their_own(tmp_pa
 @pytest.mark.parametrize(
     "body, kind, said",
     [
-        ("def build():\n    return 3\n", ConfigError, "returned a int, not an nn.Module"),
+        ("def build():\n    return 3\n", ConfigError, "returned 'int', not an nn.Module"),
         ("build = 3\n", ConfigError, "cannot be called"),
         ("def biuld():\n    return nn.ReLU()\n", ConfigError, "Did you mean 'biuld'"),
         ("def build():\n    raise OSError('no disk')\n", ConfigError, "model.py:9: OSError: no disk"),
