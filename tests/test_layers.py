@@ -42,6 +42,7 @@ HEAVY = {
     "distributed",
     "fastapi",
     "jinja2",
+    "keras",
     "litert_torch",
     "nncf",
     "numpy",

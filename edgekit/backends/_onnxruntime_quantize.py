@@ -6,7 +6,7 @@ import contextlib
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from edgekit.core.extras import require
 if TYPE_CHECKING:
     from edgekit.core.task import Array
 
+UNPACKED = ("weight_only_wi8_afp32", "dynamic_wi8_afp32")
+"""Schemes under which float32 weights are unpacked from 8-bit ones while the model loads."""
 SCHEMES = ("float16", "static_wi8_ai8", "dynamic_wi8_afp32", "weight_only_wi8_afp32")
 _INTEGER_WEIGHTS = ("INT8", "UINT8")
 # Where a weight stands among an operator's inputs, and the axis of its output channels.
@@ -109,11 +111,14 @@ def _static(model: Any, request: CompileRequest, reduce_range: bool) -> Any:
 
 
 def _dynamic(model: Any, reduce_range: bool) -> Any:
-    """8-bit weights; activations are quantized while it runs."""
+    """8-bit weights; what multiplies matrices quantizes its activations while it runs, convolutions compute in float32.
+
+    ONNX Runtime's own integer convolution ran eight times slower than float32, and less exactly.
+    """
     quantization = require("onnxruntime.quantization", EXTRA, WHY)
     registry = require("onnxruntime.quantization.registry", EXTRA, WHY)
     # It takes the standard's Attention for its own operator of that name, and writes a graph that no session loads.
-    kinds = [kind for kind in registry.IntegerOpsRegistry if kind != "Attention"]
+    kinds = [kind for kind in registry.IntegerOpsRegistry if kind not in ("Attention", "Conv")]
 
     def work(source: str, result: str) -> None:
         quantization.quantize_dynamic(
@@ -125,7 +130,7 @@ def _dynamic(model: Any, reduce_range: bool) -> Any:
             weight_type=quantization.QuantType.QInt8,
         )
 
-    return _through_files(model, work)
+    return weights_only(_through_files(model, work), ("Conv", "ConvTranspose"))
 
 
 def _through_files(model: Any, work: Callable[[str, str], None]) -> Any:
@@ -137,8 +142,8 @@ def _through_files(model: Any, work: Callable[[str, str], None]) -> Any:
         return onnx.load(str(result))
 
 
-def weights_only(model: Any) -> Any:
-    """8-bit weights, per output channel, that the runtime turns back into float32 once, while it loads.
+def weights_only(model: Any, kinds: Collection[str] = (*_WEIGHTS, "Gemm")) -> Any:
+    """8-bit weights of the operators of some kinds, per output channel, that the runtime turns back into float32 once, while it loads.
 
     Conv(x, w: float32)   →   Conv(x, DequantizeLinear(w: int8, scale))
     """
@@ -153,7 +158,7 @@ def weights_only(model: Any) -> Any:
     done: dict[str, str] = {}
     nodes = []
     for node in graph.node:
-        for place, axis in _weight_places(node):
+        for place, axis in _weight_places(node) if node.op_type in kinds else ():
             name = node.input[place] if place < len(node.input) else ""
             if name in done:
                 node.input[place] = done[name]

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from edgekit.backends import _onnxruntime_graph as onnx_graph
 from edgekit.backends._onnxruntime_export import newest_opset, to_onnx
 from edgekit.backends._onnxruntime_format import in_order
-from edgekit.backends._onnxruntime_quantize import SCHEMES, quantized
+from edgekit.backends._onnxruntime_quantize import SCHEMES, UNPACKED, quantized
 from edgekit.backends.base import Backend, CompileRequest, Converted, Issue
 from edgekit.core.artifact import Manifest
 from edgekit.core.errors import ConfigError, nearest
@@ -97,7 +97,7 @@ class OnnxRuntime(Backend):
             # Fused operators are unknown to the quantizer, and what is optimised after it follows this host's processor.
             model = onnx_graph.optimized(model, min(options.offline, "basic", key=onnx_graph.LEVELS.index))
             model = quantized(model, request, options.reduce_range)
-        if request.lowering.precision == "weight_only_wi8_afp32":
+        if request.lowering.precision in UNPACKED:
             changed.append(
                 "run it with the session option session.disable_quant_qdq=1: the weights are then unpacked once, while"
                 " it loads (edgekit's own runner does)"
@@ -130,7 +130,7 @@ class OnnxRuntime(Backend):
         """See `Backend.run_plan`."""
         plan = super().run_plan(manifest, target, workloads, options)
         settings = {key: value for key, value in plan.options.items() if key in _FOR_DRIVER}
-        if manifest.lowering.precision == "weight_only_wi8_afp32":
+        if manifest.lowering.precision in UNPACKED:
             settings["unpack_weights"] = True
         return replace(plan, options=settings)
 

@@ -12,6 +12,7 @@ from edgekit.cli.common import verb
 from edgekit.cli.screen import Screen
 
 if TYPE_CHECKING:
+    from edgekit.core.target import Target
     from edgekit.flow.build import Built
     from edgekit.flow.project import Project
 
@@ -29,12 +30,16 @@ def register(app: typer.Typer) -> None:
         screen: Screen,
         source: options.Source = None,
         target: options.Targets = None,
-        backend: options.BackendName = None,
+        backend: Annotated[
+            list[str] | None,
+            typer.Option("--backend", "-b", help="One of the target's backends; may be given several times, or `all`."),
+        ] = None,
         recipe: options.Recipe = None,
         name: options.Name = None,
         task: options.Task = None,
         weights: options.Weights = None,
         out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder that gets one folder a target.")] = None,
+        fail_on: options.FailOn = None,
         no_verify: options.NoVerify = False,
         min_snr_db: options.MinSnr = None,
         timeout: options.Timeout = 1800.0,
@@ -42,18 +47,32 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Compress where the recipe says so, convert, verify; one artifact folder a target."""
         from edgekit.flow.export import export_artifact
+        from edgekit.flow.fallback import require_delegated
 
         project = options.project_of(source, name, task, recipe, target, weights)
         builder = options.builder_of(project, screen, timeout, no_cache, min_snr_db)
+        wanted = [(chosen, name) for chosen in options.targets_of(project) for name in _backends(chosen, backend)]
+        builder.prepare(wanted)
         made = []
-        for chosen in options.targets_of(project):
-            built = builder.build(chosen, backend, verify=not no_verify)
+        for chosen, chosen_backend in wanted:
+            built = builder.build(chosen, chosen_backend, verify=not no_verify)
+            if fail_on is not None:
+                require_delegated(built)
             made.append((built, export_artifact(built, artifact_folder(project, built, out))))
         run = _record(screen, project, [built for built, _ in made])
         screen.answer(
             {"schema_version": 1, "run": run, "artifacts": [_document(built, folder) for built, folder in made]},
             _table(made),
         )
+
+
+def _backends(target: Target, asked: list[str] | None) -> list[str | None]:
+    """The backends asked for of one target; None stands for its default."""
+    from edgekit.core.registry import plugin_names
+
+    if asked == ["all"]:
+        return [name for name in target.backends if name in plugin_names("edgekit.backends")]
+    return [*asked] if asked else [None]
 
 
 def _record(screen: Screen, project: Project, made: list[Built]) -> str | None:

@@ -48,6 +48,7 @@ def register(app: typer.Typer) -> None:
         dry_run: Annotated[
             bool, typer.Option("--dry-run", help="Build and verify; say what would be sent where.")
         ] = False,
+        fail_on: options.FailOn = None,
         no_verify: options.NoVerify = False,
         timeout: options.Timeout = 1800.0,
         no_cache: options.NoCache = False,
@@ -55,6 +56,7 @@ def register(app: typer.Typer) -> None:
         """Compile if stale, push, health check, switch, measure, report."""
         from edgekit.flow.deploy import deploy as deploy_to
         from edgekit.flow.deploy import devices_for
+        from edgekit.flow.fallback import require_delegated
         from edgekit.flow.measure import new_run
 
         settings = options.settings_of(threads, processes, min_runs, min_seconds)
@@ -74,7 +76,11 @@ def register(app: typer.Typer) -> None:
             builder = options.builder_of(project, screen, timeout, no_cache)
             # Where it goes is settled for every target before minutes are spent on building for the first.
             chosen = [(t, devices_for(t, project.devices(), device, every)) for t in options.targets_of(project)]
+            builder.prepare([(t, backend) for t, _ in chosen])
             plans += [(builder.build(t, backend, verify=not no_verify), units) for t, units in chosen]
+        if fail_on is not None:
+            for built, _ in plans:
+                require_delegated(built)
         if dry_run:
             _show_plan(screen, plans)
             return

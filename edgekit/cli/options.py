@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,13 @@ if TYPE_CHECKING:
     from edgekit.flow.measure import Settings
     from edgekit.flow.project import Project
     from edgekit.flow.store import Store
+
+
+class FailOnChoice(enum.StrEnum):
+    """What a person may want a command to fail on."""
+
+    fallback = "fallback"
+
 
 Source = Annotated[
     str | None,
@@ -32,6 +40,12 @@ BackendName = Annotated[str | None, typer.Option("--backend", "-b", help="One of
 DeviceName = Annotated[str | None, typer.Option("--device", "-d", help="A unit in devices.yaml, or local.")]
 Timeout = Annotated[float, typer.Option("--timeout", help="Seconds after which one conversion is stopped.", min=1)]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Make everything anew.")]
+FailOn = Annotated[
+    FailOnChoice | None,
+    typer.Option(
+        "--fail-on", help="Exit 1 where this is found: `fallback`, operators that left the runtime's delegate."
+    ),
+]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not compare the artifact with the model.")]
 MinSnr = Annotated[
     float | None,

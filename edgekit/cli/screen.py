@@ -39,7 +39,7 @@ class Screen:
     @property
     def report_width(self) -> int:
         """Columns of a report: the terminal's, or what reads well where there is none."""
-        return min(self.out.width, _REPORT_WIDTH)
+        return min(int(self.out.width), _REPORT_WIDTH)
 
     def answer(self, document: Any, *renderables: Any) -> None:
         """Show the answer: `document` with `--json`, else the renderables."""

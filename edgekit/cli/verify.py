@@ -142,9 +142,11 @@ def _said(found: Bisection) -> list[str]:
         lines += [f"  Diverges as well, on another branch: {_named(*other)}" for other in found.others]
     loss = found.largest_loss
     if loss is not None:
+        before = "the inputs" if loss.snr_before_db is None else _decibel(loss.snr_before_db)
+        start, end = _named(loss.path, loss.operator), _named(*loss.until)
+        where = f"at {start}" if start == end else f"from {start} to {end}"
         lines.append(
-            f"Within the tolerance, most is lost at {_named(loss.path, loss.operator)}: {_decibel(loss.snr_before_db)}"
-            f" before it, {_decibel(loss.snr_db)} after it."
+            f"Within the tolerance, most is lost {where}: {before} before it, {_decibel(loss.snr_db)} after it."
         )
     return lines
 

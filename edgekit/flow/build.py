@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ from edgekit.flow.imported import as_torch
 from edgekit.flow.pipeline import Tools, check_budget, compress, metrics_of
 from edgekit.flow.project import Project
 from edgekit.flow.recipe import Recipe, Verify
+from edgekit.flow.sidebyside import side_by_side
 from edgekit.flow.source import load_source
 from edgekit.flow.state import ModelState
 from edgekit.flow.verify import HostRun, require_parity, run_on_host, tolerance_of
@@ -65,6 +66,19 @@ class Built:
     data: DataSet | None
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """One artifact that is wanted: from what, by what, and under which key."""
+
+    backend: Backend
+    state: ModelState
+    lowering: Lowering
+    target: Target
+    calibration: Path | None
+    key: str
+    cached: bool
+
+
 class Builder:
     """Builds the artifacts of one project.
 
@@ -89,6 +103,7 @@ class Builder:
         self.cache = cache or Cache()
         self.timeout_seconds = timeout_seconds
         self.verify = verify or Verify()
+        self._converted: set[str] = set()
 
     @functools.cached_property
     def source(self) -> ModelState:
@@ -127,68 +142,88 @@ class Builder:
             VerificationError: The artifact does not compute what the model computes.
             BudgetError: It loses more of the metric than the recipe allows.
         """
-        recipe = self.project.recipe_for(target)
+        plan = self._plan(target, backend_name)
+        artifact = self._made(plan, self.progress)
+        cached = plan.cached and plan.key not in self._converted
+        built = (
+            self._compared(artifact, target, cached, plan.state)
+            if verify
+            else self._unverified(artifact, target, cached)
+        )
+        if built.host is not None:
+            require_parity(artifact, built.host.verification)
+        budget = self.project.recipe_for(target).budget
+        if budget is not None and "validation" in built.host_metrics:
+            check_budget(
+                budget,
+                dict(built.source_metrics["validation"]),
+                dict(built.host_metrics["validation"]),
+                f"{artifact.manifest.lowering.precision} on {plan.backend.name}",
+                self.tools,
+            )
+        return built
+
+    def prepare(self, wanted: Sequence[tuple[Target, str | None]]) -> None:
+        """Make the artifacts of several targets and backends side by side, as far as memory allows.
+
+        `build` finds them afterwards. Each conversion is a process of its own; what happens in this one (passes, the
+        export) is done before, one after the other.
+
+        Raises:
+            EdgekitError: The first failure; conversions under way are stopped.
+        """
+        plans = {plan.key: plan for target, name in wanted if not (plan := self._plan(target, name)).cached}
+        if len(plans) < 2:
+            return
+        for plan in plans.values():
+            self._program(plan.state)
+        with self.progress.step(f"converting {len(plans)} artifacts side by side"):
+            side_by_side([functools.partial(self._made, plan) for plan in plans.values()], self.progress)
+        self._converted |= plans.keys()
+
+    def _plan(self, target: Target, backend_name: str | None) -> _Plan:
+        """What has to be made, with everything refused that can be refused before it is."""
+        lowering = self.project.recipe_for(target).lowering
         backend = choose_backend(target, backend_name)
         source = self.project.root / split_source(self.project.source)[0]
         if not source.exists():
             raise ConfigError(f"There is no file '{source}'.", "Check `source:` in edgekit.yaml, or the path as typed.")
-        backend.refuse_unsupported(backend.reads[0], (), recipe.lowering, target)
-        state = self.compressed(recipe)
+        backend.refuse_unsupported(backend.reads[0], (), lowering, target)
+        state = self.compressed(self.project.recipe_for(target))
         if state.info.format not in backend.reads:
             state = as_torch(state, self.tools)
-        backend.refuse_unsupported(state.info.format, state.info.outputs, recipe.lowering, target)
-        calibration = self._calibration(recipe.lowering)
-        key = self._artifact_key(backend, state, recipe.lowering, target, calibration)
+        backend.refuse_unsupported(state.info.format, state.info.outputs, lowering, target)
+        calibration = self._calibration(lowering)
+        key = self._artifact_key(backend, state, lowering, target, calibration)
         cached = self.cache.folder("artifacts", key) is not None
         if not cached and not backend.can_convert():
             raise MissingExtraError(
                 f"Converting with the backend '{backend.name}' needs a package that is not installed.",
                 f"pip install 'edgekit[{backend.extra}]'",
             )
-        folder = self.cache.make(
-            "artifacts",
-            key,
-            lambda staging: self._convert(backend, state, recipe.lowering, target, calibration, staging),
-        )
-        artifact = load_artifact(folder)
-        built = (
-            self._compared(artifact, target, cached, state) if verify else self._unverified(artifact, target, cached)
-        )
-        if built.host is not None:
-            require_parity(artifact, built.host.verification)
-        if recipe.budget is not None and "validation" in built.host_metrics:
-            check_budget(
-                recipe.budget,
-                dict(built.source_metrics["validation"]),
-                dict(built.host_metrics["validation"]),
-                f"{artifact.manifest.lowering.precision} on {backend.name}",
-                self.tools,
-            )
-        return built
+        return _Plan(backend, state, lowering, target, calibration, key, cached)
 
-    def _convert(
-        self,
-        backend: Backend,
-        state: ModelState,
-        lowering: Lowering,
-        target: Target,
-        calibration: Path | None,
-        staging: Path,
-    ) -> None:
-        info = state.info
+    def _made(self, plan: _Plan, progress: Progress) -> Artifact:
+        def fill(staging: Path) -> None:
+            self._convert(plan, staging, progress)
+
+        return load_artifact(self.cache.make("artifacts", plan.key, fill))
+
+    def _convert(self, plan: _Plan, staging: Path, progress: Progress) -> None:
+        info = plan.state.info
         request = CompileRequest(
-            program=self._program(state),
+            program=self._program(plan.state),
             name=self.project.name,
             inputs=info.inputs,
             outputs=info.outputs,
-            lowering=lowering,
-            target=target,
+            lowering=plan.lowering,
+            target=plan.target,
             source=self.source_label,
             source_digest=info.digest,
             history=info.history,
-            calibration=calibration,
+            calibration=plan.calibration,
         )
-        artifact = convert(backend.name, request, staging, self.progress, self.timeout_seconds)
+        artifact = convert(plan.backend.name, request, staging, progress, self.timeout_seconds)
         build = artifact.build
         if build is not None:
             compressed = sum(len(zlib.compress((staging / f.path).read_bytes(), 9)) for f in artifact.manifest.files)

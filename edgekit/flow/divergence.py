@@ -18,6 +18,7 @@ Status = Literal["same", "fused", "absent", "constant", "diverged"]
 _CANDIDATES = 4
 _CLEARLY_BETTER_DB = 40.0
 _NOTABLE_LOSS_DB = 12.0
+_ROUNDED_DB = 140.0
 
 
 @dataclass(frozen=True)
@@ -64,18 +65,22 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Loss:
-    """A layer that is within the tolerance, and at which much of the accuracy goes.
+    """Where much of the accuracy goes, though what follows is within the tolerance.
+
+    A net may hide what one of its layers does wrong: a sum in which it counts little, a function that saturates.
 
     Attributes:
-        path: Its module.
+        path: The module of the first layer that the artifact may compute wrongly.
         operator: What it does.
-        snr_before_db: The smallest SNR of the layers that it reads.
-        snr_db: Its own.
+        snr_before_db: The smallest SNR of the layers before it; None where it reads the inputs.
+        until: Module and operator of the next layer that is found again; often the same.
+        snr_db: Its SNR.
     """
 
     path: str
     operator: str
-    snr_before_db: float
+    snr_before_db: float | None
+    until: tuple[str, str]
     snr_db: float
 
 
@@ -125,6 +130,9 @@ class _Search:
         self.claimed = {fit.tensor for fits in self.same.values() for fit in fits}
         self.saved = self._saved()
         self.nearest = self._nearest()
+        self.by_key = {layer.key: layer for layer in layers}
+        # How close a layer is found again where nothing is lost: rounding in float32 or float16, or the steps of 8 bits.
+        self._usual = max((min(fits[0].snr_db, _ROUNDED_DB) for fits in self.same.values()), default=_ROUNDED_DB)
 
     def _same(self) -> dict[str, list[Fit]]:
         least = self.tolerance
@@ -195,7 +203,7 @@ class _Search:
         roots = self._roots(wrong)
         first = self._divergence(roots[0], judged[roots[0].key]) if roots else None
         others = tuple((layer.path, layer.operator) for layer in roots[1:])
-        return Bisection(first, others, self._largest_loss(roots), self.tolerance, tuple(judged.values()))
+        return Bisection(first, others, self._largest_loss(), self.tolerance, tuple(judged.values()))
 
     def _roots(self, wrong: Sequence[Layer]) -> list[Layer]:
         """Those of the wrong layers that follow from no other."""
@@ -226,13 +234,28 @@ class _Search:
             last_good=(last.path, last.operator) if last else None,
         )
 
-    def _largest_loss(self, roots: Sequence[Layer]) -> Loss | None:
-        losses = []
+    def _largest_loss(self) -> Loss | None:
+        losses: list[tuple[float, Layer]] = []
         for layer in self.layers:
             if layer.key in self.same:
-                before, own = self._snr(self.nearest[layer.key]), self.same[layer.key][0].snr_db
-                # Against a layer that is equal to the bit every other loses; only what is left is compared.
-                before = min(before, 140.0) if before is not None else None
-                if before is not None and before - own >= _NOTABLE_LOSS_DB:
-                    losses.append(Loss(layer.path, layer.operator, before, own))
-        return max(losses, key=lambda loss: loss.snr_before_db - loss.snr_db, default=None)
+                before = self._snr(self.nearest[layer.key])
+                # Against a layer that is equal to the bit every other loses: what is lost beyond rounding counts.
+                lost = min(_ROUNDED_DB if before is None else before, self._usual) - self.same[layer.key][0].snr_db
+                losses.append((lost, layer))
+        lost, end = max(losses, key=lambda loss: loss[0], default=(0.0, None))
+        if end is None or lost < _NOTABLE_LOSS_DB:
+            return None
+        start = self._start_of_loss(end)
+        before = self._snr(self.nearest[start.key])
+        return Loss(start.path, start.operator, before, (end.path, end.operator), self.same[end.key][0].snr_db)
+
+    def _start_of_loss(self, end: Layer) -> Layer:
+        """The first layer before one that is right, with none between them that is, for which there is a tensor free."""
+        open_keys, between = list(end.inputs), set()
+        while open_keys:
+            key = open_keys.pop()
+            if key not in self.same and key not in between:
+                between.add(key)
+                open_keys += self.by_key[key].inputs
+        suspects = [layer for layer in self.layers if layer.key in between and self.profiles[layer.key].telling]
+        return next((layer for layer in suspects if self._candidates(layer)), end)

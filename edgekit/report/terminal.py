@@ -29,7 +29,6 @@ def render(report: Report, console: Console) -> None:
 
 def renderables(report: Report, width: int) -> list[RenderableType]:
     """The parts of the report, for a console of `width` columns."""
-    from rich.padding import Padding
     from rich.text import Text
 
     parts: list[RenderableType] = []
@@ -48,7 +47,7 @@ def renderables(report: Report, width: int) -> list[RenderableType]:
     found = notes(report)
     if found:
         parts += [Text(), Text("To know", style="bold")]
-        parts += [Padding(Text(f"• {note}"), (0, 0, 0, 2)) for note in found]
+        parts += [Text(f"  • {note}") for note in found]
     return parts
 
 

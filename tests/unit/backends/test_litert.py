@@ -19,7 +19,6 @@ def test_what_it_cannot_do_is_said_before_any_work():
     target = load_target("linux-x86")
     for lowering, said in [
         (Lowering(Quantize("palette_2")), "scheme palette_2"),
-        (Lowering(Quantize("static_wi8_ai8", io="uint8")), "io: uint8"),
         (Lowering(overrides={"layer1": "float32"}), "layer1"),
     ]:
         with pytest.raises(UnsupportedModelError, match=said):

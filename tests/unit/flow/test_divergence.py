@@ -152,5 +152,20 @@ def test_the_layer_at_which_most_is_lost_within_the_tolerance_is_named():
     noisy = {key: each.value + 1e-3 * values(9) for key, each in zip("bc", layers[1:], strict=True)}
     found = bisect(layers, tensors_of(layers, **noisy), Tolerance(0.999, 40.0))
     assert found.first is None
-    assert found.largest_loss.path == "b"
+    assert (found.largest_loss.path, found.largest_loss.until) == ("b", ("b", "conv2d"))
     assert found.largest_loss.snr_db < 65 < found.largest_loss.snr_before_db
+
+
+def test_a_wrong_layer_that_the_net_hides_is_named_as_the_place_of_the_loss():
+    layers = chain("a", "wrong", "saturated", "head")
+    changes = {"wrong": values(10), "saturated": None, "head": layers[3].value + 1e-3 * values(9)}
+    found = bisect(layers, tensors_of(layers, **changes), Tolerance(0.999, 40.0))
+    assert found.first is None
+    assert found.largest_loss.path == "wrong"
+    assert found.largest_loss.until == ("head", "conv2d")
+
+
+def test_noise_that_is_the_same_everywhere_is_no_loss():
+    layers = chain("a", "b", "c")
+    noisy = {each.key: each.value + 1e-2 * values(place) for place, each in enumerate(layers, 20)}
+    assert bisect(layers, tensors_of(layers, **noisy), EIGHT_BITS).largest_loss is None

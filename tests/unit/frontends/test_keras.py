@@ -208,6 +208,7 @@ def test_a_layer_of_ones_own_is_said_to_be_one(keras, tmp_path):
     assert "model.py:build" in caught.value.hint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["openvino", "litert", "onnxruntime"])
 def test_a_network_reaches_a_backend(keras, tmp_path, backend):
     from edgekit.backends.base import CompileRequest
@@ -240,6 +241,7 @@ def test_a_network_reaches_a_backend(keras, tmp_path, backend):
     assert np.abs(np.load(tmp_path / "out.npy") - expected).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_the_home_folder_is_left_alone_and_the_environment_too(tmp_path, keras):
     path = saved(tmp_path, image_net(keras))
     home = tmp_path / "home"
