@@ -21,6 +21,7 @@ _ALIGNMENT = 16
 _EXTRA = "litert"
 _WHY = "reading and writing .tflite files"
 _ABSENT = -1
+_LARGEST = 2**31 - 1
 ADDED = "edgekit_"
 """How the names of tensors begin that were added here: a quantization recipe can tell them from the converter's."""
 _TYPES = {
@@ -41,18 +42,25 @@ def schema() -> Any:
 
 
 def read(content: bytes) -> Any:
-    """The model in a file's bytes, as the schema's `ModelT`.
+    """The model in a file's bytes, as the schema's `ModelT`; constants that lie behind the flatbuffer are taken into it.
 
     Raises:
-        BackendError: The bytes are not a `.tflite` file, or one with constants outside the flatbuffer (above 2 GB).
+        BackendError: The bytes are not a `.tflite` file, or its constants are more than a flatbuffer holds (2 GB).
     """
+    import numpy as np
+
     if content[4:8] != IDENTIFIER:
         raise BackendError("The converter's result is not a .tflite file: its identifier is missing.")
     model = schema().ModelT.InitFromPackedBuf(content, 0)
-    if any(buffer.offset > 1 for buffer in model.buffers):
-        raise BackendError(
-            "The .tflite file keeps constants outside its flatbuffer (above 2 GB): edgekit cannot edit it."
-        )
+    outside = [buffer for buffer in model.buffers if buffer.offset > 1]
+    if sum(buffer.size for buffer in outside) >= _LARGEST:
+        raise BackendError("The .tflite file has more than 2 GB of constants: edgekit cannot edit it.")
+    for buffer in outside:
+        if buffer.offset + buffer.size > len(content):
+            raise BackendError("The .tflite file is cut off: a constant lies behind its end.")
+        # ai-edge-quantizer puts constants behind the flatbuffer long before they need to be there.
+        buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
+        buffer.offset = buffer.size = 0
     return model
 
 
