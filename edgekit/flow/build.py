@@ -223,8 +223,12 @@ class Builder:
             history=info.history,
             calibration=plan.calibration,
         )
-        artifact = convert(plan.backend.name, request, staging, progress, self.timeout_seconds)
+        # One folder down: what a killed child leaves half-written beside its result goes with the staging folder.
+        artifact = convert(plan.backend.name, request, staging / "made", progress, self.timeout_seconds)
         build = artifact.build
+        for entry in artifact.path.iterdir():
+            entry.rename(staging / entry.name)
+        artifact.path.rmdir()
         if build is not None:
             compressed = sum(len(zlib.compress((staging / f.path).read_bytes(), 9)) for f in artifact.manifest.files)
             write_atomic(staging / BUILD, schema.to_json(replace(build, download_bytes=compressed)))
