@@ -95,7 +95,7 @@ def _no_golden(artifact: Path) -> ConfigError:
 def _bisect(screen: Screen, path: Path, source: str | None, recipe: str | None) -> int:
     from edgekit.core import schema
     from edgekit.core.artifact import load_artifact
-    from edgekit.core.errors import VerificationError
+    from edgekit.core.errors import ConfigError
     from edgekit.core.target import load_target
     from edgekit.flow.bisect import bisect_artifact, source_of
     from edgekit.flow.export import golden_of, verification_of
@@ -107,7 +107,7 @@ def _bisect(screen: Screen, path: Path, source: str | None, recipe: str | None) 
     damage = ""
     try:
         artifact.verify_files()
-    except VerificationError as error:
+    except ConfigError as error:
         # A damaged file is looked into all the same: which layer it hits is what the person asks.
         damage = error.message
         screen.warn(damage)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgekit.core import schema
-from edgekit.core.errors import ConfigError, VerificationError
+from edgekit.core.errors import ConfigError
 from edgekit.core.files import safe_relative, sha256_file
 from edgekit.core.lowering import Lowering
 from edgekit.core.model import PassRecord, TensorSpec
@@ -148,16 +148,16 @@ class Artifact:
         """Check every file against the manifest.
 
         Raises:
-            VerificationError: A file is missing, or is not what the manifest says.
+            ConfigError: A file is missing, or is not what the manifest says.
         """
         for entry in self.manifest.files:
             path = self.path / safe_relative(entry.path)
             if not path.is_file():
-                raise VerificationError(
+                raise ConfigError(
                     f"The artifact '{self.path}' lacks its file '{entry.path}'.", "edgekit compile makes it anew."
                 )
             if path.stat().st_size != entry.bytes or sha256_file(path) != entry.sha256:
-                raise VerificationError(
+                raise ConfigError(
                     f"The file '{entry.path}' of the artifact '{self.path}' is not what its manifest says.",
                     "edgekit compile makes it anew.",
                 )

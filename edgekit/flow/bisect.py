@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.backends.base import registry as backends
 from edgekit.core.artifact import Artifact, describe_files
-from edgekit.core.errors import ConfigError, VerificationError
+from edgekit.core.errors import ConfigError
 from edgekit.core.model import Model, PassRecord, TensorSpec
 from edgekit.core.progress import Progress
 from edgekit.core.target import Target
@@ -95,7 +95,7 @@ def bisect_artifact(
         progress: Told what is done.
 
     Raises:
-        VerificationError: A file of the artifact is missing.
+        ConfigError: A file of the artifact is missing.
         StableDeviceError: The runtime refuses the file, or died of it.
     """
     import numpy as np
@@ -151,12 +151,12 @@ def _as_it_is(artifact: Artifact, folder: Path) -> Artifact:
     """The artifact with a manifest of the files as they are now: damaged ones are what a bisection is for.
 
     Raises:
-        VerificationError: A file is missing.
+        ConfigError: A file is missing.
     """
     for entry in artifact.manifest.files:
         source = artifact.path / entry.path
         if not source.is_file():
-            raise VerificationError(
+            raise ConfigError(
                 f"The artifact '{artifact.path}' lacks its file '{entry.path}'.", "edgekit compile makes it anew."
             )
         copy = folder / entry.path

@@ -49,7 +49,7 @@ def open_artifact(path: Path, project_root: Path | None = None) -> Built:
 
     Raises:
         ConfigError: It is not an artifact.
-        VerificationError: A file is not what the manifest says.
+        ConfigError: A file is not what the manifest says.
     """
     artifact = load_artifact(path)
     artifact.verify_files()

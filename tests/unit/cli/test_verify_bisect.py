@@ -32,7 +32,7 @@ def test_bisect_names_the_layer_that_a_damaged_file_hits(compiled):
     assert document["ok"] is False
     assert document["bisection"]["first"]["path"] == "right.conv"
     assert {layer["status"] for layer in document["bisection"]["layers"]} == {"same", "fused", "diverged"}
-    assert compiled.run("verify", "bad").code == 1
+    assert compiled.run("verify", "bad").code == 2
 
 
 def test_bisect_refuses_another_source_and_a_source_wants_bisect(compiled):

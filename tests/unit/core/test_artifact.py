@@ -6,7 +6,7 @@ import pytest
 
 from edgekit.core import schema
 from edgekit.core.artifact import Artifact, BuildInfo, Manifest, describe_files, load_artifact
-from edgekit.core.errors import ConfigError, VerificationError
+from edgekit.core.errors import ConfigError
 from edgekit.core.files import sha256_bytes
 from edgekit.core.lowering import Lowering, Quantize
 from edgekit.core.model import Normalize, PassRecord, TensorSpec
@@ -55,14 +55,14 @@ def test_the_same_content_gives_the_same_digest(tmp_path: Path) -> None:
 def test_a_file_that_was_changed_is_found(tmp_path: Path, damage: bytes) -> None:
     artifact = made(tmp_path)
     (tmp_path / "model.tflite").write_bytes(damage)
-    with pytest.raises(VerificationError, match="'model.tflite' .* is not what its manifest says"):
+    with pytest.raises(ConfigError, match="'model.tflite' .* is not what its manifest says"):
         artifact.verify_files()
 
 
 def test_a_file_that_is_gone_is_found(tmp_path: Path) -> None:
     artifact = made(tmp_path)
     (tmp_path / "assets" / "labels.txt").unlink()
-    with pytest.raises(VerificationError, match="lacks its file 'assets/labels.txt'"):
+    with pytest.raises(ConfigError, match="lacks its file 'assets/labels.txt'"):
         artifact.verify_files()
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgekit.core.artifact import load_artifact
-from edgekit.core.errors import ConfigError, DeviceError, VerificationError
+from edgekit.core.errors import ConfigError, DeviceError
 from edgekit.core.target import load_target
 from edgekit.flow.bisect import bisect_artifact, source_of
 from edgekit.flow.build import Builder
@@ -88,7 +88,7 @@ def damaged(path, tmp_path, spoil, layer):
     copy = tmp_path / "damaged"
     shutil.copytree(path, copy)
     spoil(copy, layer)
-    with pytest.raises(VerificationError, match="is not what its manifest says"):
+    with pytest.raises(ConfigError, match="is not what its manifest says"):
         load_artifact(copy).verify_files()
     return copy
 
@@ -151,7 +151,7 @@ def test_a_missing_file_is_named(bench, tmp_path):
     copy = tmp_path / "lacking"
     shutil.copytree(bench.artifact("openvino"), copy)
     (copy / "model.bin").unlink()
-    with pytest.raises(VerificationError, match="lacks its file 'model.bin'"):
+    with pytest.raises(ConfigError, match="lacks its file 'model.bin'"):
         bench.bisect(copy)
 
 

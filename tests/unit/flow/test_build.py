@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgekit.core.errors import BudgetError, ConfigError, MissingExtraError, UnsupportedModelError, VerificationError
+from edgekit.core.errors import BudgetError, ConfigError, MissingExtraError, UnsupportedModelError
 from edgekit.core.target import load_target
 from edgekit.flow.build import Builder
 from edgekit.flow.data import DataSet
@@ -85,7 +85,7 @@ def test_a_folder_that_is_no_artifact_is_not_replaced(once, tmp_path):
 def test_an_exported_artifact_with_a_changed_file_is_refused(once, tmp_path):
     out = export_artifact(once[0], tmp_path / "out")
     (out / "model.bin").write_bytes(b"\0" * (out / "model.bin").stat().st_size)
-    with pytest.raises(VerificationError, match=r"model\.bin"):
+    with pytest.raises(ConfigError, match=r"model\.bin"):
         open_artifact(out)
 
 

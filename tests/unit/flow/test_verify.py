@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgekit.core.artifact import Parity, load_artifact
-from edgekit.core.errors import MissingExtraError, VerificationError
+from edgekit.core.errors import ConfigError, MissingExtraError, VerificationError
 from edgekit.core.files import sha256_file
 from edgekit.core.lowering import Scheme
 from edgekit.flow.cache import Cache
@@ -128,7 +128,7 @@ def test_an_artifact_with_damaged_weights_is_caught(builder, built, tmp_path):
     values = np.fromfile(weights, np.float32)
     values[:36] *= -1
     values.tofile(weights)
-    with pytest.raises(VerificationError, match=r"model\.bin"):
+    with pytest.raises(ConfigError, match=r"model\.bin"):
         load_artifact(folder).verify_files()
     manifest = json.loads((folder / "manifest.json").read_text())
     for entry in manifest["files"]:
