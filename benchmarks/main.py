@@ -54,7 +54,7 @@ def repeated_deploy(results: Results) -> None:
     with tempfile.TemporaryDirectory(prefix="edgekit-bench-") as work:
         folder = Path(work)
         key = make_key(folder / "login")
-        with Sshd(folder / "sshd", key) as server:
+        with Sshd(folder / "sshd", key, settings=("LogLevel VERBOSE",)) as server:
             project = _project(folder / "project", server)
             env = {
                 "EDGEKIT_CACHE_DIR": str(folder / "cache"),

@@ -13,7 +13,7 @@ from edgekit.backends._litert.conversion import EXTRA, SIGNATURE, signatures, to
 from edgekit.backends._litert.interface import artifact_specs, shown_axes
 from edgekit.backends._litert.loadable import require_loadable
 from edgekit.backends._litert.metadata import with_metadata, worth_writing
-from edgekit.backends._litert.quantization import static_int8
+from edgekit.backends._litert.quantization import SCHEMES, quantized
 from edgekit.backends.base import Backend, CompileRequest, Converted, Issue
 from edgekit.core.artifact import Artifact, Manifest
 from edgekit.core.files import write_atomic
@@ -32,7 +32,7 @@ class LiteRt(Backend):
     extra: ClassVar[str] = EXTRA
     runtime_extra: ClassVar[str] = "litert"
     reads: ClassVar[tuple[str, ...]] = ("pt2",)
-    schemes: ClassVar[tuple[str, ...]] = ("static_wi8_ai8",)
+    schemes: ClassVar[tuple[str, ...]] = SCHEMES
     lays_out: ClassVar[bool] = True
     batches: ClassVar[bool] = True
     converter_modules: ClassVar[tuple[str, ...]] = ("litert_torch", "torch")
@@ -67,6 +67,10 @@ class LiteRt(Backend):
                 for spec in outputs
                 if spec.dtype in ("int8", "uint8")
             ]
+            if lowering.precision != "static_wi8_ai8":
+                reason = f"{lowering.precision} computes in float, and has float inputs and outputs"
+                hint = "Leave out `io`, or use the scheme static_wi8_ai8."
+                issues.append(Issue(f"io {lowering.quantize.io if lowering.quantize else ''}", reason, hint=hint))
         if lowering.overrides:
             layers = ", ".join(sorted(lowering.overrides))
             issues.append(Issue("overrides", "edgekit quantizes all layers alike for LiteRT", layers))
@@ -81,14 +85,15 @@ class LiteRt(Backend):
         content = to_flatbuffer(request)
         require_loadable(content, request.source)
         require_equal(content, signatures(request))
+        notes: tuple[str, ...] = ()
         if request.lowering.quantize is not None:
-            content = static_int8(content, request, request.lowering.quantize)
+            content, notes = quantized(content, request, request.lowering.quantize)
         model = flatbuffer.read(content)
         inputs, outputs, changed = artifact_specs(request, flatbuffer.signature_types(model, SIGNATURE))
         if worth_writing((*inputs, *outputs)):
             content = with_metadata(content, request.name, inputs, outputs, SIGNATURE)
         write_atomic(out / MAIN, content)
-        return Converted(MAIN, inputs, outputs, changed=changed)
+        return Converted(MAIN, inputs, outputs, changed=(*changed, *notes))
 
     def run_plan(
         self,

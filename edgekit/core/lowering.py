@@ -22,6 +22,9 @@ IoType = Literal["float32", "int8", "uint8"]
 
 InputLayout = Literal["NCHW", "NHWC"]
 
+Ranges = Literal["mse", "percentile", "minmax"]
+"""How the range of an activation is chosen: least squared error, all but the outermost values, or all of them."""
+
 
 @dataclass(frozen=True)
 class Quantize:
@@ -31,11 +34,16 @@ class Quantize:
         scheme: The quantization scheme.
         io: The element type of the model's inputs and outputs; float unless integer is asked for.
         calibration: How many examples of the calibration split set the ranges of activations.
+        ranges: How a static scheme's ranges of activations are chosen, where the backend lets edgekit choose them.
+        bias_correction: Whether a static scheme's biases are set so that each layer keeps its mean, where the backend
+            lets edgekit set them.
     """
 
     scheme: Scheme
     io: IoType = "float32"
     calibration: int = 128
+    ranges: Ranges = "mse"
+    bias_correction: bool = True
 
 
 @dataclass(frozen=True)

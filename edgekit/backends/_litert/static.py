@@ -1,0 +1,122 @@
+"""8-bit weights and activations: ranges and biases from calibration examples, and never worse than the library's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgekit.backends._litert import flatbuffer
+from edgekit.backends._litert.bias import correct_biases
+from edgekit.backends._litert.calibration import Example, examples, held_out, outputs, readable
+from edgekit.backends._litert.conversion import EXTRA, signatures
+from edgekit.backends._litert.observation import Observation, observe
+from edgekit.backends.base import CompileRequest
+from edgekit.core.errors import BackendError
+from edgekit.core.extras import require
+from edgekit.core.lowering import Quantize
+
+if TYPE_CHECKING:
+    from edgekit.core.task import Array
+
+_LOOPS = f"^{flatbuffer.ADDED}"
+_DEFAULT = "the library's default ranges"
+_EQUAL_DB = 200.0
+
+Samples = Mapping[str, Sequence[Example]]
+
+
+def static_int8(content: bytes, request: CompileRequest, quantize: Quantize) -> tuple[Any, tuple[str, ...]]:
+    """8-bit weights per channel and 8-bit activations whose ranges the calibration examples set.
+
+    The library's default, edgekit's ranges, and those with corrected biases are compared by the signal-to-noise ratio
+    of the outputs on calibration examples that set nothing; the best is kept. A recurrence keeps a float state, whose
+    errors would add up step by step: its weights are 8-bit, its activations are quantized by the runtime as they come.
+
+    Returns:
+        The quantized model, and which candidate was kept.
+
+    Raises:
+        BackendError: The quantizer gave no model.
+        UnsupportedModelError: There are no calibration examples.
+    """
+    require("ai_edge_quantizer", EXTRA, "the scheme static_wi8_ai8 of the backend litert")
+    fitting, judging = {}, {}
+    for name, batch in signatures(request).items():
+        fitting[name], judging[name] = held_out(list(examples(request, quantize.calibration, batch)))
+    candidates = _candidates(content, fitting, quantize)
+    wanted = {name: outputs(content, name, samples) for name, samples in judging.items()}
+    ratios = {name: _ratio(flatbuffer.write(model), judging, wanted) for name, model in candidates.items()}
+    # Of equal ones the first: the least was done to it.
+    best = max(ratios, key=lambda name: round(ratios[name], 3))
+    others = ", ".join(f"{name} {ratio:.1f} dB" for name, ratio in ratios.items() if name != best)
+    count = sum(len(samples) for samples in judging.values())
+    note = f"{quantize.scheme} has {best}: outputs {ratios[best]:.1f} dB above the noise on {count} calibration examples"
+    return candidates[best], (f"{note} ({others})" if others else note,)
+
+
+def _candidates(content: bytes, samples: Samples, quantize: Quantize) -> dict[str, Any]:
+    plain = flatbuffer.read(content)
+    # The calibrator reads every tensor, and the runtime does not keep the results that nothing reads.
+    ranges = _quantizer(readable(flatbuffer.read(content)), quantize).calibrate(samples, num_threads=1)
+    found = {_DEFAULT: _quantized(content, quantize, ranges)}
+    observed = observe(content, samples)
+    name = f"{quantize.ranges} ranges"
+    own = _with_ranges(ranges, observed, quantize)
+    found[name] = _quantized(content, quantize, own)
+    if quantize.bias_correction:
+        corrected = _quantized(content, quantize, own)
+        if correct_biases(corrected, plain, observed, samples):
+            found[f"{name} and corrected biases"] = corrected
+    return found
+
+
+def _with_ranges(ranges: Mapping[str, Any], observed: Observation, quantize: Quantize) -> dict[str, Any]:
+    """The calibrator's result with our ranges in it; in its own shape and type."""
+    import numpy as np
+
+    own = {}
+    for name, found in ranges.items():
+        own[name] = found
+        if name in observed.histograms and found and "min" in found:
+            low, high = observed.histograms[name].range(quantize.ranges)
+            own[name] = dict(found) | {"min": np.full_like(found["min"], low), "max": np.full_like(found["max"], high)}
+    return own
+
+
+def _quantized(content: bytes, quantize: Quantize, ranges: Mapping[str, Any]) -> Any:
+    result = _quantizer(content, quantize).quantize(ranges, enable_progress_report=False).quantized_model
+    if result is None:
+        raise BackendError("ai-edge-quantizer gave no model.")
+    return flatbuffer.read(bytes(result))
+
+
+def _quantizer(content: bytes, quantize: Quantize) -> Any:
+    from ai_edge_quantizer import quantizer, recipe
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+    from ai_edge_quantizer.qtyping import TFLOperationName
+
+    worker = quantizer.Quantizer(bytearray(content), recipe.static_wi8_ai8())
+    edges = (TFLOperationName.INPUT, TFLOperationName.OUTPUT)
+    for operation in (TFLOperationName.ALL_SUPPORTED, *edges):
+        worker.update_quantization_recipe(_LOOPS, operation, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    worker.add_dynamic_config(_LOOPS, TFLOperationName.FULLY_CONNECTED, num_bits=8)
+    if quantize.io == "float32":
+        # The scheme alone makes inputs and outputs int8, which no caller of the float model expects.
+        for operation in edges:
+            worker.update_quantization_recipe(".*", operation, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    return worker
+
+
+def _ratio(content: bytes, samples: Samples, wanted: Mapping[str, Mapping[str, Array]]) -> float:
+    """Signal-to-noise ratio in dB, averaged over all outputs of all signatures."""
+    import numpy as np
+
+    ratios = []
+    for name, references in wanted.items():
+        found = outputs(content, name, samples[name])
+        for output, reference in references.items():
+            real = np.isfinite(reference)
+            signal = float(np.sum(reference[real] ** 2))
+            noise = float(np.sum((found[output][real] - reference[real]) ** 2))
+            ratios.append(min(10 * np.log10(signal / noise), _EQUAL_DB) if noise and signal else _EQUAL_DB)
+    return float(np.mean(ratios)) if ratios else _EQUAL_DB
