@@ -43,7 +43,8 @@ def start_up(results: Results) -> None:
         ratio(samples["targets"], samples["bare"]),
         "ratio",
         at_most=1.5,
-        note="parses and checks every target's YAML and draws the table",
+        note="parses and checks eleven YAML files and draws the table: importing PyYAML, msgspec, the types of targets and"
+        " rich.table, parsing and drawing are what is left; a look for other packages' plugins was made five times cheaper",
     )
 
 
@@ -67,10 +68,10 @@ def repeated_deploy(results: Results) -> None:
             artifacts = _state(folder / "cache" / "artifacts")
             besides, sent, commands = [], [], []
             for _ in range(5):
-                before = server.log.count("Starting session: command")
+                before = server.log.count("Starting session:")
                 seconds, document = _json(argv, project, env)
                 result = document["results"][0]
-                commands.append(server.log.count("Starting session: command") - before)
+                commands.append(server.log.count("Starting session:") - before)
                 sent.append(result["bytes_sent"])
                 besides.append(seconds - _inference_seconds(result))
                 print(
@@ -83,7 +84,12 @@ def repeated_deploy(results: Results) -> None:
             results.add(
                 "deploy of an unchanged model: bytes of model, inputs and runtime sent", max(sent), "bytes", at_most=0
             )
-            results.add("deploy of an unchanged model: remote commands", max(commands), "commands", at_most=3)
+            results.add(
+                "deploy of an unchanged model: remote commands, the SFTP channel among them",
+                max(commands),
+                "commands",
+                at_most=3,
+            )
             results.add(
                 "deploy of an unchanged model: conversions",
                 float(_state(folder / "cache" / "artifacts") != artifacts),
