@@ -35,8 +35,7 @@ litert_torch.convert(module, inputs).export(out + "/model.tflite")
 """,
     "openvino": """
 import openvino as ov
-model = ov.convert_model(module, example_input=inputs)
-model.reshape([list(t.shape) for t in inputs])
+model = ov.convert_model(module, example_input=inputs, input=[list(t.shape) for t in inputs])
 ov.save_model(model, out + "/model.xml", compress_to_fp16=False)
 """,
     "onnxruntime": """

@@ -40,7 +40,7 @@ def register(app: typer.Typer) -> None:
         """Show one unit's entry."""
         from edgekit.core import schema
 
-        device = _device(name)
+        device = device_named(name)
         screen.answer(schema.to_plain(device), _rows(schema.to_plain(device)))
 
     @verb(group, "probe", example="edgekit devices probe my-pi\nedgekit devices probe local --json")
@@ -49,7 +49,7 @@ def register(app: typer.Typer) -> None:
         from edgekit.runners.base import registry as runners
         from edgekit.transports.base import connect
 
-        device = _device(name)
+        device = device_named(name)
         with screen.step(f"probing {name}"), connect(device) as transport:
             facts = dict(runners.create("agent").probe(transport))
         screen.answer({"device": name, "facts": facts}, _rows(facts))
@@ -64,7 +64,7 @@ def register(app: typer.Typer) -> None:
         from edgekit.core.errors import ConfigError
         from edgekit.transports.base import connect
 
-        transport = connect(_device(name))
+        transport = connect(device_named(name))
         shown = transport.trust()
         if not yes:
             screen.err.print(shown, markup=False)
@@ -88,7 +88,12 @@ def _devices() -> dict[str, Device]:
     return load_devices(find_root(Path.cwd()) / DEVICES_FILE)
 
 
-def _device(name: str) -> Device:
+def device_named(name: str) -> Device:
+    """The unit of that name; `local` is this machine.
+
+    Raises:
+        ConfigError: There is none.
+    """
     import platform
     import sys
 

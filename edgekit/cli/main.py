@@ -8,7 +8,20 @@ from typing import Annotated, NoReturn
 import typer
 
 from edgekit._version import __version__
-from edgekit.cli import bench, cache, compile, compress, deploy, devices, doctor, init, report, targets, verify
+from edgekit.cli import (
+    bench,
+    cache,
+    compile,
+    compress,
+    deploy,
+    devices,
+    doctor,
+    init,
+    report,
+    rollback,
+    targets,
+    verify,
+)
 
 app = typer.Typer(
     name="edgekit",
@@ -35,7 +48,7 @@ def _edgekit(
     """Compress a trained model, convert it for a device, prove it, deploy it there and measure it."""
 
 
-for _module in (init, doctor, targets, devices, compress, compile, verify, deploy, bench, report, cache):
+for _module in (init, doctor, targets, devices, compress, compile, verify, deploy, rollback, bench, report, cache):
     _module.register(app)
 
 

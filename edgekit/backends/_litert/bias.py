@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 _INT32 = 2**31 - 1
 _WEIGHTS = 1
+_BIAS_STEPS = 2**29
+"""How many steps a bias may have: far from where 32 bits end, for products are added to it."""
 
 
-def correct_biases(
-    quantized: Any, plain: Any, observed: Observation, samples: Mapping[str, Sequence[Example]]
-) -> int:
+def correct_biases(quantized: Any, plain: Any, observed: Observation, samples: Mapping[str, Sequence[Example]]) -> int:
     """Correct the biases of all layers with 8-bit weights and activations, in place; how many there are.
 
     Args:
@@ -54,6 +54,7 @@ def correct_biases(
             if layer.input_name not in observed.means:
                 continue
             steps.run_to(index)
+            _coarsen(quantized, subgraph, operator, kind, layer)
             mean = steps.mean(int(operator.inputs[data_input(kind)]))
             weights = _real(quantized, subgraph.tensors[int(operator.inputs[_WEIGHTS])])
             shift = layer.mean_result(mean, weights) - layer.mean_result(observed.means[layer.input_name], None)
@@ -78,6 +79,10 @@ class _Layer:
             return 0.0
         return _real(self._model, self._subgraph.tensors[int(self._operator.inputs[place])]).astype(np.float64)
 
+    def weights(self) -> Array:
+        """Its weights."""
+        return _real(self._model, self._subgraph.tensors[int(self._operator.inputs[_WEIGHTS])])
+
     def _channels(self) -> int:
         return int(self._subgraph.tensors[int(self._operator.outputs[0])].shape[-1])
 
@@ -97,10 +102,10 @@ class _Layer:
         graph = flatbuffer.Graph.new(model, "layer")
         tensors = self._subgraph.tensors
         data = data_input(self._kind)
-        own = _real(self._model, tensors[int(self._operator.inputs[_WEIGHTS])])
+        own = self.weights() if weights is None else weights
         inputs = [-1] * _bias_input(self._kind)
         inputs[data] = graph.tensor(value.shape)
-        inputs[_WEIGHTS] = graph.constant((own if weights is None else weights).astype(np.float32))
+        inputs[_WEIGHTS] = graph.constant(own.astype(np.float32))
         if data:
             inputs[0] = graph.constant(_real(self._model, tensors[int(self._operator.inputs[0])], "int32"))
         # The kernels of convolutions insist on a bias.
@@ -157,20 +162,45 @@ def _real(model: Any, tensor: Any, dtype: str = "") -> Array:
     return (stored.reshape(shape) - zero) * scale
 
 
+def _coarsen(model: Any, subgraph: Any, operator: Any, kind: str, layer: _Layer) -> None:
+    """Give channels whose weights are next to nothing coarser steps, in which their bias fits into 32 bits.
+
+    A bias is stored in steps of the input's times the weights': in a channel that training has switched off those are
+    so small that the quantizer cuts the bias off, and the channel gives zero where it gave a constant.
+    """
+    import numpy as np
+
+    data, weights = (subgraph.tensors[int(operator.inputs[place])] for place in (data_input(kind), _WEIGHTS))
+    scale = np.asarray(weights.quantization.scale, np.float64)
+    least = np.abs(layer.bias()) / (_BIAS_STEPS * float(data.quantization.scale[0]))
+    if scale.size == 1 or not np.any(scale < least):
+        return
+    coarse = np.maximum(scale, least).astype(np.float32)
+    along = [1] * len(weights.shape)
+    along[int(weights.quantization.quantizedDimension)] = -1
+    stored = np.clip(np.round(layer.weights() / coarse.astype(np.float64).reshape(along)), -127, 127)
+    place = _constant(model, subgraph, stored.astype(np.int8), coarse, int(weights.quantization.quantizedDimension))
+    operator.inputs = [place if at == _WEIGHTS else int(tensor) for at, tensor in enumerate(operator.inputs)]
+
+
 def _set_bias(model: Any, subgraph: Any, operator: Any, kind: str, bias: Array) -> None:
     """Give an operator a bias of its own: another may share the one that it has."""
     import numpy as np
 
-    tflite = flatbuffer.schema()
     data, weights = (subgraph.tensors[int(operator.inputs[place])] for place in (data_input(kind), _WEIGHTS))
     scale = np.float32(data.quantization.scale[0]) * np.asarray(weights.quantization.scale, np.float32)
     steps = np.clip(np.round(bias / scale.astype(np.float64)), -_INT32, _INT32).astype(np.int32)
-    graph = flatbuffer.Graph(model, subgraph)
-    place = graph.constant(steps)
-    quantization = tflite.QuantizationParametersT()
-    quantization.scale, quantization.zeroPoint = list(map(float, scale)), [0] * len(scale)
-    quantization.quantizedDimension = 0
-    subgraph.tensors[place].quantization = quantization
+    place = _constant(model, subgraph, steps, scale, 0)
     at = _bias_input(kind)
     inputs = [int(tensor) for tensor in operator.inputs]
     operator.inputs = [*inputs[:at], place, *inputs[at + 1 :]]
+
+
+def _constant(model: Any, subgraph: Any, stored: Array, scale: Array, along: int) -> int:
+    """A new constant with a scale for each place along one of its axes; its index."""
+    place = flatbuffer.Graph(model, subgraph).constant(stored)
+    quantization = flatbuffer.schema().QuantizationParametersT()
+    quantization.scale, quantization.zeroPoint = list(map(float, scale)), [0] * len(scale)
+    quantization.quantizedDimension = along
+    subgraph.tensors[place].quantization = quantization
+    return place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,10 @@ def held_out(samples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
 def interpreter(content: bytes, *, keep_all: bool = False) -> Any:
     """The runtime with one thread; `keep_all` lets every tensor be read after a run."""
     module = require("ai_edge_litert.interpreter", "litert", "quantizing for the backend litert")
-    return module.Interpreter(model_content=content, num_threads=1, experimental_preserve_all_tensors=keep_all)
+    with warnings.catch_warnings():
+        # It warns of the memory that this takes, which is that of one example.
+        warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors")
+        return module.Interpreter(model_content=content, num_threads=1, experimental_preserve_all_tensors=keep_all)
 
 
 def outputs(content: bytes, signature: str, samples: Sequence[Example]) -> dict[str, Array]:

@@ -50,7 +50,9 @@ def static_int8(content: bytes, request: CompileRequest, quantize: Quantize) -> 
     best = max(ratios, key=lambda name: round(ratios[name], 3))
     others = ", ".join(f"{name} {ratio:.1f} dB" for name, ratio in ratios.items() if name != best)
     count = sum(len(samples) for samples in judging.values())
-    note = f"{quantize.scheme} has {best}: outputs {ratios[best]:.1f} dB above the noise on {count} calibration examples"
+    note = (
+        f"{quantize.scheme} has {best}: outputs {ratios[best]:.1f} dB above the noise on {count} calibration examples"
+    )
     return candidates[best], (f"{note} ({others})" if others else note,)
 
 
