@@ -120,7 +120,7 @@ def test_an_artifact_that_was_changed_is_not_even_sent(shared_site, artifacts, t
     weights = next(bad.glob("*.bin"))
     weights.write_bytes(weights.read_bytes()[:-4] + b"oops")
     shared_site.commands()
-    error = shared_site.person.run("deploy", bad, "--device", "pi", *QUICK).check(1).err
+    error = shared_site.person.run("deploy", bad, "--device", "pi", *QUICK).check(2).err
     assert weights.name in error
     assert shared_site.commands() == []
 
