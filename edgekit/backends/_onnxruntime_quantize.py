@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.backends._onnxruntime_graph import EXTRA, WHY, graphs, serialized
-from edgekit.backends.base import CompileRequest
+from edgekit.backends.base import CompileRequest, calibration_batches
 from edgekit.core.errors import UnsupportedModelError
 from edgekit.core.extras import require
 
@@ -88,7 +88,7 @@ def _half(model: Any) -> Any:
 def _static(model: Any, request: CompileRequest, reduce_range: bool) -> Any:
     """8-bit weights per channel and 8-bit activations in QDQ form: each device's runtime picks its own kernels."""
     quantization = require("onnxruntime.quantization", EXTRA, WHY)
-    examples = _calibration(request)
+    examples = calibration_batches(request)
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]  # onnxruntime is seen as Any
         def get_next(self) -> Mapping[str, Array] | None:
@@ -204,28 +204,4 @@ def _dequantize(onnx: Any, graph: Any, initializer: Any, axis: int, result: str)
     graph.initializer.append(onnx.numpy_helper.from_array(scale.astype(np.float32), f"{name}__scale"))
     return onnx.helper.make_node(
         "DequantizeLinear", [f"{name}__int8", f"{name}__scale"], [result], f"{name}__dequantize", axis=axis
-    )
-
-
-def _calibration(request: CompileRequest) -> Iterator[Mapping[str, Array]]:
-    """Examples in the program's own batch size, from the request's calibration folder."""
-    import numpy as np
-
-    if request.calibration is None or request.lowering.quantize is None:
-        raise UnsupportedModelError(
-            f"{request.lowering.precision} needs calibration examples, and there are none.",
-            "Give a task whose examples('calibration') yields inputs: edgekit.yaml: task: task.py:NAME",
-        )
-    arrays = {spec.name: np.load(request.calibration / f"{spec.name}.npy", mmap_mode="r") for spec in request.inputs}
-    batch = request.inputs[0].batch_size
-    available = min(request.lowering.quantize.calibration, *(len(array) for array in arrays.values()))
-    if available < batch:
-        raise UnsupportedModelError(
-            f"There are {available} calibration examples; the model takes {batch} at a time.",
-            "Give more of them in examples('calibration').",
-        )
-    starts = range(0, available - batch + 1, batch)
-    return (
-        {s.name: np.ascontiguousarray(arrays[s.name][start : start + batch]).astype(s.dtype) for s in request.inputs}
-        for start in starts
     )

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from edgekit.backends.base import CompileRequest
+from edgekit.backends.base import CompileRequest, calibration_batches
 from edgekit.core.errors import UnsupportedModelError
 from edgekit.core.extras import require
-
-if TYPE_CHECKING:
-    from edgekit.core.task import Array
 
 EXTRA = "openvino"
 WHY = "the backend openvino"
@@ -58,7 +54,7 @@ def _nncf() -> Any:
 
 def _static(model: Any, request: CompileRequest, device: str) -> Any:
     nncf = _nncf()
-    examples = list(_calibration(request))
+    examples = list(calibration_batches(request))
     transformer = any(op.get_type_name() == "ScaledDotProductAttention" for op in model.get_ops())
     devices = {"CPU": nncf.TargetDevice.CPU, "GPU": nncf.TargetDevice.GPU, "NPU": nncf.TargetDevice.NPU}
     try:
@@ -91,26 +87,3 @@ def _constants(model: Any, kinds: tuple[str, ...]) -> int:
 
 def _fake_quantized(model: Any) -> bool:
     return any(op.get_type_name() == "FakeQuantize" for op in model.get_ops())
-
-
-def _calibration(request: CompileRequest) -> Iterator[Mapping[str, Array]]:
-    """Examples in the program's own batch size, from the request's calibration folder."""
-    import numpy as np
-
-    if request.calibration is None or request.lowering.quantize is None:
-        raise UnsupportedModelError(
-            f"{request.lowering.precision} needs calibration examples, and there are none.",
-            "Give a task whose examples('calibration') yields inputs: edgekit.yaml: task: task.py:NAME",
-        )
-    arrays = {spec.name: np.load(request.calibration / f"{spec.name}.npy", mmap_mode="r") for spec in request.inputs}
-    batch = request.inputs[0].batch_size
-    available = min(request.lowering.quantize.calibration, *(len(array) for array in arrays.values()))
-    if available < batch:
-        raise UnsupportedModelError(
-            f"There are {available} calibration examples; the model takes {batch} at a time.",
-            "Give more of them in examples('calibration').",
-        )
-    for start in range(0, available - batch + 1, batch):
-        yield {
-            s.name: np.ascontiguousarray(arrays[s.name][start : start + batch]).astype(s.dtype) for s in request.inputs
-        }

@@ -8,10 +8,10 @@ killed. `run_plan` and `parse` are pure: they are tested with no device.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgekit.core import schema
 from edgekit.core.artifact import MANIFEST, Artifact, Manifest, describe_files, load_artifact
@@ -25,6 +25,9 @@ from edgekit.core.registry import Registry
 from edgekit.core.run_output import RunOutput, measurements_of
 from edgekit.core.target import Target
 from edgekit.core.workload import RunPlan, RuntimeRequirement, Workload
+
+if TYPE_CHECKING:
+    from edgekit.core.task import Array
 
 
 @dataclass(frozen=True)
@@ -285,6 +288,34 @@ class Backend(abc.ABC):
     def parse(self, output: RunOutput) -> list[Measurement]:
         """Measurements from what a run left; pure. The agent's document is one form for all backends."""
         return measurements_of(output)
+
+
+def calibration_batches(request: CompileRequest) -> Iterator[Mapping[str, Array]]:
+    """Calibration examples in the program's own batch size, from the request's folder; a rest is left out.
+
+    Raises:
+        UnsupportedModelError: There are none, or fewer than one batch.
+    """
+    import numpy as np
+
+    if request.calibration is None or request.lowering.quantize is None:
+        raise UnsupportedModelError(
+            f"{request.lowering.precision} needs calibration examples, and there are none.",
+            "Give a task whose examples('calibration') yields inputs: edgekit.yaml: task: task.py:NAME",
+        )
+    arrays = {spec.name: np.load(request.calibration / f"{spec.name}.npy", mmap_mode="r") for spec in request.inputs}
+    batch = request.inputs[0].batch_size
+    available = min(request.lowering.quantize.calibration, *(len(array) for array in arrays.values()))
+    if available < batch:
+        raise UnsupportedModelError(
+            f"There are {available} calibration examples; the model takes {batch} at a time.",
+            "Give more of them in examples('calibration').",
+        )
+    starts = range(0, available - batch + 1, batch)
+    return (
+        {s.name: np.ascontiguousarray(arrays[s.name][start : start + batch]).astype(s.dtype) for s in request.inputs}
+        for start in starts
+    )
 
 
 registry: Registry[Backend] = Registry("backend", "edgekit.backends", Backend)  # type: ignore[type-abstract]
