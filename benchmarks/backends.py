@@ -234,7 +234,7 @@ def summarize(cells: dict) -> None:
             aa = [c["latency"]["aa"] for c in mine if "aa" in c.get("latency", {})]
             results.add(f"{backend}: A/A of that, furthest from 1", max(aa, key=lambda v: abs(v - 1)), "ratio")
         if mine:
-            sizes = [c["ours"]["bytes"] / w for c in mine if (w := c["plain"].get("weights_bytes"))]")}
+            sizes = [c["ours"]["bytes"] / w for c in mine if (w := c["plain"].get("weights_bytes"))]
             results.add(
                 f"{backend}: artifact size over its float32 weights, worst network",
                 max(sizes, default=None),
