@@ -95,6 +95,16 @@ class Issue:
     hint: str = ""
 
 
+def listed(issues: Sequence[Issue]) -> str:
+    """Issues as lines of a message."""
+    return "\n".join(f"{one.what}{f' ({one.where})' if one.where else ''}: {one.reason}." for one in issues)
+
+
+def hints(issues: Sequence[Issue]) -> str:
+    """What can be done about issues, each hint in a line and once."""
+    return "\n".join(dict.fromkeys(one.hint for one in issues if one.hint))
+
+
 class Backend(abc.ABC):
     """One vendor's toolchain, from a program to an artifact and to the plan of its run."""
 
@@ -216,9 +226,19 @@ class Backend(abc.ABC):
         """
         issues = self.unsupported(program_format, outputs, lowering, target)
         if issues:
-            lines = [f"{issue.what}{f' ({issue.where})' if issue.where else ''}: {issue.reason}." for issue in issues]
-            hints = dict.fromkeys(issue.hint for issue in issues if issue.hint)
-            raise UnsupportedModelError("\n".join(lines), "\n".join(hints))
+            raise UnsupportedModelError(listed(issues), hints(issues))
+
+    def refuse_operators(self, exported: Any, request: CompileRequest) -> None:
+        """Raise for what `unsupported_operators` finds, before the converter is called.
+
+        Raises:
+            UnsupportedModelError: It found something: each operator is named with its module's path and source line.
+        """
+        issues = self.unsupported_operators(exported, request.lowering)
+        if issues:
+            raise UnsupportedModelError(
+                f"The backend '{self.name}' cannot take {request.source} as it is:\n{listed(issues)}", hints(issues)
+            )
 
     @abc.abstractmethod
     def convert(self, request: CompileRequest, out: Path) -> Converted:

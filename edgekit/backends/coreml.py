@@ -7,11 +7,12 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from edgekit.backends import _graph
 from edgekit.backends._mil import conversion, packaging, rewriting
 from edgekit.backends.base import Backend, CompileRequest, Converted, Issue
 from edgekit.core import schema
@@ -38,6 +39,7 @@ _COMPRESSION_IOS = 16
 _DEFAULT_IOS = 17
 # A macOS release reads what the iOS release of the same year reads.
 _IOS_OF_MACOS: Mapping[int, int] = {12: 15, 13: 16, 14: 17, 15: 18}
+_ARITHMETIC = re.compile(r"aten\.(mul|exp)\.")
 _LABEL = "classLabel"
 # coremltools names the dictionary after the label, whatever the output was called.
 _PROBABILITIES = f"{_LABEL}_probs"
@@ -113,13 +115,63 @@ class CoreMl(Backend):
             issues.append(Issue("overrides", "Core ML compresses all layers of a model alike here", where=layers))
         return issues
 
+    def unsupported_operators(self, exported: Any, lowering: Lowering) -> list[Issue]:
+        """See `Backend.unsupported_operators`: what coremltools' registry has under no name that a way of converting uses.
+
+        Shapes that depend on the data and values that are read are no hindrance here.
+        """
+        torch = require("torch", _EXTRA, _WHY)
+        registry = require("coremltools.converters.mil.frontend.torch.torch_op_registry", _EXTRA, _WHY)
+        names = require("coremltools.converters.mil.frontend.torch.utils", _EXTRA, _WHY)
+        # The module that fills the registry.
+        require("coremltools.converters.mil.frontend.torch.ops", _EXTRA, _WHY)
+        known = registry._TORCH_OPS_REGISTRY  # it has no public name
+
+        def takes(node: Any) -> bool:
+            full = node.target.name()
+            # An exported program names the overload, TorchScript does not.
+            return any(known.get_func(names.sanitize_op_kind(name)) for name in (full, full.partition(".")[0]))
+
+        table = dict(torch.export.default_decompositions().items())
+        # The last way takes these apart one by one, as it stumbles over them; but those that torch only gives the name
+        # of a primitive stay what they are.
+        spared = frozenset(
+            op
+            for op in torch._decomp.decomposition_table
+            if op not in table and not hasattr(torch.ops.prims, op.name().rpartition("::")[2].partition(".")[0])
+        )
+        found = _graph.refused(exported, takes, table, "coremltools has no translation of it", spared)
+        return _graph.once([*_of_control_flow(torch, exported), *_of_complex_numbers(exported), *found])
+
     def convert(self, request: CompileRequest, out: Path) -> Converted:
         """See `Backend.convert`."""
         # What coremltools prints must not end up in what our caller prints, and torch's notes on its own deprecations
         # concern nobody but coremltools.
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _convert(request, out)
+            return _convert(request, out, self.refuse_operators)
+
+
+def _of_control_flow(torch: Any, exported: Any) -> list[Issue]:
+    return [
+        Issue(
+            str(node.target),
+            "control flow that depends on the data",
+            _graph.place_of(node),
+            "Both branches must be computed: torch.where.",
+        )
+        for node in _graph.calls(exported.graph_module)
+        if _graph.is_control_flow(torch, node.target)
+    ]
+
+
+def _of_complex_numbers(exported: Any) -> list[Issue]:
+    """Arithmetic of complex numbers: Core ML only makes them and takes them apart."""
+    return [
+        Issue(str(node.target), "it is complex", _graph.place_of(node), "Compute real and imaginary parts apart.")
+        for node in _graph.all_calls(exported.graph_module)
+        if _ARITHMETIC.match(str(node.target)) and _graph.is_complex(node)
+    ]
 
 
 def options_of(target: Target) -> Options:
@@ -146,11 +198,12 @@ def options_of(target: Target) -> Options:
     return options
 
 
-def _convert(request: CompileRequest, out: Path) -> Converted:
+def _convert(request: CompileRequest, out: Path, refuse: Callable[[Any, CompileRequest], None]) -> Converted:
     ct = require("coremltools", _EXTRA, _WHY)
     torch = require("torch", _EXTRA, _WHY)
     options, ios = options_of(request.target), _ios_release(request.target)
     exported = torch.export.load(request.program)
+    refuse(exported, request)
     inputs, outputs = _Interface(), _Interface()
     affine = [_add_input(ct, spec, options, inputs) for spec in request.inputs]
     exported = _add_outputs(ct, torch, exported, request, outputs)

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from edgekit.backends import _graph
 from edgekit.backends import _onnxruntime_graph as onnx_graph
-from edgekit.backends._onnxruntime_export import newest_opset, to_onnx
+from edgekit.backends._onnxruntime_export import _quiet, newest_opset, to_onnx
 from edgekit.backends._onnxruntime_format import in_order
 from edgekit.backends._onnxruntime_quantize import SCHEMES, UNPACKED, quantized
 from edgekit.backends.base import Backend, CompileRequest, Converted, Issue
@@ -81,11 +82,36 @@ class OnnxRuntime(Backend):
             issues.append(Issue("overrides", "ONNX Runtime quantizes all layers alike here", where=layers))
         return issues
 
+    def unsupported_operators(self, exported: Any, lowering: Lowering) -> list[Issue]:
+        """See `Backend.unsupported_operators`: what torch.onnx has no function for once it has taken a program apart.
+
+        Shapes that depend on the data, values that are read and control flow are no hindrance here.
+        """
+        dispatching = require("torch.onnx._internal.exporter._dispatching", "torch", onnx_graph.WHY)
+        decompositions = require("torch.onnx._internal.exporter._decomp", "torch", onnx_graph.WHY)
+        known = _registry()
+        table = decompositions.create_onnx_friendly_decomposition_table(
+            set(decompositions.get_onnx_implemented_overloads(known))
+        )
+        return _graph.refused(
+            exported,
+            lambda node: dispatching.dispatch(node, known)[0] is not None,
+            table,
+            "torch.onnx has no function for it, or none for its types",
+        )
+
     def convert(self, request: CompileRequest, out: Path) -> Converted:
         """See `Backend.convert`."""
         # Whatever the exporter prints must not end up in what our caller prints.
         with contextlib.redirect_stdout(sys.stderr):
+            if request.program.suffix == ".pt2":
+                self._refuse_program(request)
             return self._convert(request, out)
+
+    def _refuse_program(self, request: CompileRequest) -> None:
+        torch = require("torch", "torch", onnx_graph.WHY)
+        with _quiet():
+            self.refuse_operators(torch.export.load(request.program), request)
 
     def _convert(self, request: CompileRequest, out: Path) -> Converted:
         options = options_of(request.target)
@@ -172,6 +198,14 @@ def options_of(target: Target) -> Options:
             "Use offline: extended; the runtime on the device does the rest while it loads.",
         )
     return options
+
+
+def _registry() -> Any:
+    """torch.onnx's functions by operator, as its exporter looks them up."""
+    require("onnxscript", onnx_graph.EXTRA, onnx_graph.WHY)
+    registration = require("torch.onnx._internal.exporter._registration", "torch", onnx_graph.WHY)
+    with _quiet():
+        return registration.ONNXRegistry.from_torchlib()
 
 
 def _as_converted(spec: TensorSpec, port: Any) -> TensorSpec:

@@ -6,11 +6,12 @@ import contextlib
 import re
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from edgekit.backends import _graph
 from edgekit.backends import _openvino_recurrent as recurrent
 from edgekit.backends._openvino_quantize import SCHEMES, block_telemetry, quantized
 from edgekit.backends.base import Backend, CompileRequest, Converted, Issue
@@ -29,6 +30,7 @@ _EXTRA = "openvino"
 _DEVICES = ("CPU", "GPU", "NPU", "AUTO")
 _HINTS = ("f32", "f16", "bf16", "auto")
 _COUNTED = re.compile(r"(?P<kind>[A-Z]\w*?)_\d+")
+_NO_RULE = re.compile(r"No conversion rule found for operations: (?P<operators>[^\n]+)")
 _PRECISIONS = ("float32", "float16")
 
 
@@ -80,12 +82,25 @@ class OpenVino(Backend):
             issues.append(Issue("overrides", "edgekit lowers all layers alike for OpenVINO", layers))
         return issues
 
+    def unsupported_operators(self, exported: Any, lowering: Lowering) -> list[Issue]:
+        """See `Backend.unsupported_operators`: what OpenVINO's reader of torch programs says it has no rule for.
+
+        It lists its rules nowhere, so that it is given each kind of operator alone. Shapes that depend on the data,
+        values that are read and control flow are no hindrance here.
+        """
+        block_telemetry()
+        torch = require("torch", "torch", recurrent.WHY)
+        export = require("openvino.frontend.pytorch.torchdynamo.export_decompositions", _EXTRA, recurrent.WHY)
+        kept = frozenset((*export.ops_to_not_decompose(), torch.ops.aten.lstm.input, torch.ops.aten.gru.input))
+        table = {op: apart for op, apart in torch.export.default_decompositions().items() if op not in kept}
+        return _graph.refused(exported, _has_rule(torch), table, "OpenVINO has no rule for it", kept)
+
     def convert(self, request: CompileRequest, out: Path) -> Converted:
         """See `Backend.convert`."""
         block_telemetry()
         # Progress bars of the converter and of NNCF must not end up in what our caller prints.
         with contextlib.redirect_stdout(sys.stderr):
-            return _convert(request, out)
+            return _convert(request, out, self.refuse_operators)
 
     def run_plan(
         self,
@@ -130,10 +145,47 @@ def options_of(target: Target) -> Options:
     return Options(**given)
 
 
-def _convert(request: CompileRequest, out: Path) -> Converted:
+def _has_rule(torch: Any) -> Callable[[Any], bool]:
+    """Whether the reader has a rule for a node's operator; asked once for each."""
+    managers = require("openvino.frontend", _EXTRA, recurrent.WHY)
+    decoders = require("openvino.frontend.pytorch.fx_decoder", _EXTRA, recurrent.WHY)
+    reader = managers.FrontEndManager().load_by_framework("pytorch")
+    known: dict[str, bool] = {}
+
+    def ask(node: Any) -> bool:
+        # Held by a name: the reader does not keep the decoder alive.
+        decoder = decoders.TorchFXPythonDecoder(_alone(torch, node), dynamic_shapes=True)
+        try:
+            reader.convert(reader.load(decoder))
+        except Exception as error:  # noqa: BLE001  # any other complaint may be of its having been alone
+            match = _NO_RULE.search(str(error))
+            return match is None or str(node.target) not in re.split(r"[,\s]+", match["operators"])
+        return True
+
+    def has_rule(node: Any) -> bool:
+        name = str(node.target)
+        if name not in known:
+            known[name] = ask(node)
+        return known[name]
+
+    return has_rule
+
+
+def _alone(torch: Any, node: Any) -> Any:
+    """A graph module with a copy of one node, everything that it takes an input."""
+    graph = torch.fx.Graph()
+    given = {}
+    for one in node.all_input_nodes:
+        given[one] = graph.placeholder(one.name)
+        given[one].meta = dict(one.meta)
+    graph.output((graph.node_copy(node, given.__getitem__),))
+    return torch.fx.GraphModule(torch.nn.Module(), graph)
+
+
+def _convert(request: CompileRequest, out: Path, refuse: Callable[[Any, CompileRequest], None]) -> Converted:
     ov = require("openvino", _EXTRA, recurrent.WHY)
     options = options_of(request.target)
-    model = _read(ov, request)
+    model = _read(ov, request, refuse)
     _pin(ov, model, request)
     # Before NNCF as well, which derives names of its own from these.
     _name_by_place(model)
@@ -153,7 +205,7 @@ def _convert(request: CompileRequest, out: Path) -> Converted:
     return Converted(MAIN, inputs, outputs, changed=changed)
 
 
-def _read(ov: Any, request: CompileRequest) -> Any:
+def _read(ov: Any, request: CompileRequest, refuse: Callable[[Any, CompileRequest], None]) -> Any:
     """The program as an OpenVINO model."""
     try:
         if request.program.suffix != ".pt2":
@@ -163,6 +215,7 @@ def _read(ov: Any, request: CompileRequest) -> Any:
             # torch warns of its own internals while it loads and decomposes a program.
             warnings.simplefilter("ignore")
             exported = torch.export.load(request.program)
+            refuse(exported, request)
             if not recurrent.has_recurrent(exported):
                 return ov.convert_model(exported)
             decoder, extensions = recurrent.decoded(exported)

@@ -35,8 +35,8 @@ class Quantize:
         io: The element type of the model's inputs and outputs; float unless integer is asked for.
         calibration: How many examples of the calibration split set the ranges of activations.
         ranges: How a static scheme's ranges of activations are chosen, where the backend lets edgekit choose them.
-        bias_correction: Whether a static scheme's biases are set so that each layer keeps its mean, where the backend
-            lets edgekit set them.
+        bias_correction: Whether weights are rounded and biases set by calibration examples so that each layer keeps
+            its results, where the backend lets edgekit do so.
     """
 
     scheme: Scheme

@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from edgekit.core.task import Array
 
 
+_CALIBRATED = ("static", "weight_only", "dynamic")
+"""Schemes that examples make better: they set ranges, or say which rounding of a weight costs least."""
+
+
 @dataclass(frozen=True)
 class Built:
     """An artifact and what is known of it.
@@ -251,15 +255,19 @@ class Builder:
         return self.cache.make("models", sha256_text(f"program:{state.info.digest}"), fill) / name
 
     def _calibration(self, lowering: Lowering) -> Path | None:
-        if lowering.quantize is None or not lowering.quantize.scheme.startswith("static"):
+        """The calibration examples where the scheme has a use for them; static schemes cannot do without."""
+        quantize = lowering.quantize
+        if quantize is None or not quantize.scheme.startswith(_CALIBRATED):
             return None
-        if self.data is None or self.data.split("calibration") is None:
-            lacking = "the project has no task" if self.data is None else "the task's calibration split is empty"
-            raise ConfigError(
-                f"The scheme {lowering.quantize.scheme} needs calibration examples, and {lacking}.",
-                "In edgekit.yaml: task: task.py:NAME, with examples('calibration') yielding batches of inputs.",
-            )
-        return self.data.folder / "calibration"
+        if self.data is not None and self.data.split("calibration") is not None:
+            return self.data.folder / "calibration"
+        if not quantize.scheme.startswith("static"):
+            return None
+        lacking = "the project has no task" if self.data is None else "the task's calibration split is empty"
+        raise ConfigError(
+            f"The scheme {quantize.scheme} needs calibration examples, and {lacking}.",
+            "In edgekit.yaml: task: task.py:NAME, with examples('calibration') yielding batches of inputs.",
+        )
 
     def _artifact_key(
         self, backend: Backend, state: ModelState, lowering: Lowering, target: Target, calibration: Path | None

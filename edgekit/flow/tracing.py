@@ -12,6 +12,8 @@ import functools
 import hashlib
 import os
 import sys
+import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -109,6 +111,7 @@ def tracing(beside: Path, ignore: Path | None = None) -> Iterator[list[Dependenc
     """
     _install_hook()
     recorder = _Recorder()
+    started = time.time()
     found: list[Dependencies] = []
     with _watch_safetensors():
         _active.append(recorder)
@@ -118,7 +121,18 @@ def tracing(beside: Path, ignore: Path | None = None) -> Iterator[list[Dependenc
             _active.remove(recorder)
     if ignore is not None:
         recorder.files = {name for name in recorder.files if not Path(name).is_relative_to(ignore)}
+    recorder.files = {name for name in recorder.files if not _is_scratch(Path(name), started)}
     found.append(_dependencies(recorder, beside))
+
+
+def _is_scratch(path: Path, since: float) -> bool:
+    """Whether a file is a temporary one that was made while the trace ran: a library's scratch paper, no input."""
+    if not path.absolute().is_relative_to(tempfile.gettempdir()):
+        return False
+    try:
+        return path.stat().st_ctime >= since
+    except OSError:
+        return False
 
 
 def _watched_safe_open(original: Any) -> Any:

@@ -13,7 +13,12 @@ from edgekit.core.errors import UnsupportedModelError
 from edgekit.core.extras import require
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edgekit.core.task import Array
+
+    Floats = NDArray[np.float64]
 
 Example = Mapping[str, "Array"]
 """One call's inputs by name, in the float file's types and layout."""
@@ -72,7 +77,7 @@ def interpreter(content: bytes, *, keep_all: bool = False) -> Any:
         return module.Interpreter(model_content=content, num_threads=1, experimental_preserve_all_tensors=keep_all)
 
 
-def outputs(content: bytes, signature: str, samples: Sequence[Example]) -> dict[str, Array]:
+def outputs(content: bytes, signature: str, samples: Sequence[Example]) -> dict[str, Floats]:
     """Outputs by name, float64, the examples along a new first axis; 8-bit interfaces are driven by floats.
 
     Args:
@@ -84,7 +89,7 @@ def outputs(content: bytes, signature: str, samples: Sequence[Example]) -> dict[
 
     runner = interpreter(content).get_signature_runner(signature)
     given, gives = runner.get_input_details(), runner.get_output_details()
-    found: dict[str, list[Array]] = {name: [] for name in gives}
+    found: dict[str, list[Floats]] = {name: [] for name in gives}
     for sample in samples:
         results = runner(**{name: as_taken(value, given[name]) for name, value in sample.items()})
         for name, value in results.items():
@@ -103,7 +108,8 @@ def as_taken(value: Array, detail: Mapping[str, Any]) -> Array:
     if not scale or dtype.kind == "f" or value.dtype.kind != "f":
         return value
     limits = np.iinfo(dtype)
-    return np.clip(np.round(value / scale) + zero_point, limits.min, limits.max).astype(dtype)
+    rounded = np.clip(np.round(value / scale) + zero_point, limits.min, limits.max)
+    return np.asarray(rounded, dtype)
 
 
 def readable(model: Any) -> bytes:

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.backends._litert import flatbuffer
 from edgekit.backends._litert.calibration import Example, interpreter, readable
+from edgekit.backends._litert.layers import linear_layers
 from edgekit.backends._litert.ranges import Histogram
 
 if TYPE_CHECKING:
-    from edgekit.core.task import Array
-
-LINEAR = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
-"""Operators that add a bias to something linear in their first data input."""
+    from edgekit.backends._litert.layers import Floats
 
 
 @dataclass
@@ -27,20 +25,16 @@ class Observation:
     """
 
     histograms: dict[str, Histogram] = field(default_factory=dict)
-    means: dict[str, Array] = field(default_factory=dict)
+    means: dict[str, Floats] = field(default_factory=dict)
 
 
-def data_input(kind: str) -> int:
-    """Which input of a linear operator its data are: a transposed convolution takes its output's shape first."""
-    return 2 if kind == "TRANSPOSE_CONV" else 0
-
-
-def observe(content: bytes, samples: Mapping[str, Sequence[Example]]) -> Observation:
+def observe(content: bytes, samples: Mapping[str, Sequence[Example]], *, ranges: bool = True) -> Observation:
     """Run a float file on examples and keep statistics of its tensors: one pass, memory of about one example's tensors.
 
     Args:
         content: The float file.
         samples: Examples by signature.
+        ranges: Whether histograms are wanted; without them only what linear operators take is read.
     """
     import numpy as np
 
@@ -54,26 +48,23 @@ def observe(content: bytes, samples: Mapping[str, Sequence[Example]]) -> Observa
         for sample in samples[key]:
             runner(**sample)
             for tensor, name in floats.items():
+                if not ranges and tensor not in linear:
+                    continue
                 value = runtime.get_tensor(tensor, place)
-                found.histograms.setdefault(name, Histogram()).add(value)
+                if ranges:
+                    found.histograms.setdefault(name, Histogram()).add(value)
                 if tensor in linear:
-                    total = found.means.setdefault(name, np.zeros(value.shape, np.float64))
-                    total += value
+                    found.means[name] = found.means.get(name, np.zeros(())) + value
         for tensor in linear:
-            found.means[floats[tensor]] /= len(samples[key])
+            found.means[floats[tensor]] = found.means[floats[tensor]] / len(samples[key])
     return found
 
 
 def _watched(model: Any, subgraph: Any) -> tuple[dict[int, str], set[int]]:
     """Names of the float tensors that are no constants, and those of them that linear operators take."""
-    names = flatbuffer.builtin_names()
     computed = {int(t) for t in subgraph.inputs} | {int(t) for op in subgraph.operators for t in op.outputs}
     float32 = flatbuffer.schema().TensorType.FLOAT32
     tensors = subgraph.tensors
     floats = {t: flatbuffer.text(tensors[t].name) for t in sorted(computed) if tensors[t].type == float32}
-    linear = set()
-    for operator in subgraph.operators:
-        kind = flatbuffer.operator_name(model, operator, names)
-        if kind in LINEAR:
-            linear.add(int(operator.inputs[data_input(kind)]))
+    linear = {layer.data for _, layer in linear_layers(model, subgraph)}
     return floats, linear & floats.keys()

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import operator as python_operator
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from edgekit.backends.base import Issue
+from edgekit.backends import _graph
+from edgekit.backends._graph import place_of
+from edgekit.backends.base import Issue, listed
 from edgekit.core.extras import require
+
+__all__ = ["listed", "place_of", "unsupported_operators", "without_lowering"]
 
 _EXTRA = "litert-convert"
 _WHY = "the backend litert"
-_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
-_VENDORED = ("/site-packages/", "/dist-packages/")
 # What the exporter adds for its own checks and the converter drops.
 _CHECKS = re.compile(r"aten\.(_assert\w*|sym_constrain_range\w*|_assert_tensor_metadata|lift_fresh_copy|detach_?)\b")
 _COMPLEX_TAKEN = re.compile(r"aten\.(fft_rfft|_fft_r2c|abs)\b")
@@ -30,11 +30,11 @@ def unsupported_operators(exported: Any) -> list[Issue]:
     torch = require("torch", _EXTRA, _WHY)
     known = _known(torch)
     issues = []
-    for node in _calls(exported.graph_module):
+    for node in _graph.calls(exported.graph_module):
         issue = _issue(torch, node, known)
         if issue is not None:
             issues.append(issue)
-    return _once(issues)
+    return _graph.once(issues)
 
 
 def without_lowering(exported: Any) -> list[Issue]:
@@ -42,69 +42,32 @@ def without_lowering(exported: Any) -> list[Issue]:
     registry = require("litert_torch.backend.lowerings.registry", _EXTRA, _WHY)
     decompositions = require("litert_torch.fx_infra.decomp", _EXTRA, _WHY)
     program = exported.run_decompositions(decompositions.pre_lower_decomp())
-    return _once(
+    return _graph.once(
         [
             Issue(str(node.target), "litert-torch has no lowering for it", place_of(node))
-            for node in _calls(program.graph_module)
+            for node in _graph.calls(program.graph_module)
             if registry.lookup(node.target) is None
         ]
     )
 
 
-def listed(issues: list[Issue]) -> str:
-    """Issues as lines of a message."""
-    return "\n".join(f"{one.what}{f' ({one.where})' if one.where else ''}: {one.reason}." for one in issues)
-
-
-def place_of(node: Any) -> str:
-    """The module's path and the line of source that a node comes from; empty where the program does not say."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path = re.sub(r"^L\['self'\]\.?", "", str(stack[-1][0])) if stack else ""
-    frames = [(match["file"], match["line"]) for match in _FRAME.finditer(node.meta.get("stack_trace") or "")]
-    frames = [frame for frame in frames if not frame[0].startswith("<")]
-    own = [frame for frame in frames if not any(part in frame[0] for part in _VENDORED)] or frames
-    line = f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else ""
-    return ", ".join(part for part in (path, line) if part)
-
-
-def _calls(module: Any) -> Iterator[Any]:
-    for node in module.graph.nodes:
-        if node.op == "call_function" and node.target is not python_operator.getitem:
-            yield node
-
-
 def _issue(torch: Any, node: Any, known: Callable[[Any], bool]) -> Issue | None:
     target, place = node.target, place_of(node)
     if isinstance(target, torch._ops.HigherOrderOperator):  # torch has no public name for the class
-        if target.name() in ("wrap_with_set_grad_enabled", "wrap_with_autocast"):
+        if not _graph.is_control_flow(torch, target):
             return None
         return Issue(
             str(target), "control flow that depends on the data", place, "Both branches must be computed: torch.where."
         )
-    values = [value for value in _values(node.meta.get("val")) if hasattr(value, "dtype")]
-    if any(not isinstance(size, int) for value in values for size in value.shape):
+    if _graph.is_shaped_by_data(node):
         return Issue(str(target), _DATA_DEPENDENT, place, "Give the result a fixed size: a mask, topk, or padding.")
-    if _is_scalar_read(torch, target):
+    if _graph.is_scalar_read(torch, target):
         return Issue(str(target), "it reads a value of a tensor into the program", place, "Keep it a tensor.")
-    if _is_complex(node) and not _COMPLEX_TAKEN.search(str(target)):
+    if _graph.is_complex(node) and not _COMPLEX_TAKEN.search(str(target)):
         return Issue(str(target), "it is complex", place, "Compute real and imaginary parts apart.")
     if not known(target):
         return Issue(str(target), "litert-torch has no lowering for it", place, "Write it with other operators.")
     return None
-
-
-def _is_complex(node: Any) -> bool:
-    metas = [node.meta.get("val"), *(given.meta.get("val") for given in node.all_input_nodes)]
-    values = [value for meta in metas for value in _values(meta)]
-    return any(value.dtype.is_complex for value in values if hasattr(value, "dtype"))
-
-
-def _values(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, tuple | list) else [value]
-
-
-def _is_scalar_read(torch: Any, target: Any) -> bool:
-    return target in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default)
 
 
 def _known(torch: Any) -> Callable[[Any], bool]:
@@ -123,20 +86,7 @@ def _known(torch: Any) -> Callable[[Any], bool]:
             return True
         if _CHECKS.search(str(target)) or target._can_decompose():
             return True
-        functional = _functional(torch, target)
+        functional = _graph.functional(torch, target)
         return functional is not None and known(functional)
 
     return known
-
-
-def _functional(torch: Any, target: Any) -> Any:
-    """What the exporter puts in the place of an operator that changes its argument."""
-    name = target._schema.name.partition("::")[2]
-    if not name.endswith("_") or name.endswith("__"):
-        return None
-    packet = getattr(torch.ops.aten, name[:-1], None)
-    return getattr(packet, target._overloadname, None) if packet is not None else None
-
-
-def _once(issues: list[Issue]) -> list[Issue]:
-    return list(dict.fromkeys(issues))

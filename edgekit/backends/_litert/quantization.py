@@ -39,7 +39,7 @@ def quantized(content: bytes, request: CompileRequest, quantize: Quantize) -> tu
     if quantize.scheme == "static_wi8_ai8":
         result, notes = static_int8(content, request, quantize)
     else:
-        result, notes = weights_only(content, quantize.scheme)
+        result, notes = weights_only(content, request, quantize)
     if not _stores(result, _STORED[quantize.scheme]):
         raise UnsupportedModelError(
             f"The scheme {quantize.scheme} changes nothing in {request.source}: it has no layer that LiteRT quantizes.",

@@ -11,8 +11,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edgekit.core.lowering import Ranges
     from edgekit.core.task import Array
+
+    Floats = NDArray[np.float64]
 
 _BINS = 8192
 _STEPS = 255
@@ -81,26 +86,28 @@ class Histogram:
 
     def range(self, how: Ranges) -> tuple[float, float]:
         """The range (low ≤ 0, high ≥ 0) by `mse`, `percentile` or `minmax`."""
+        import numpy as np
+
         if how == "minmax" or self.high == self.low or not self._counts.any():
             return self.low, self.high
         filled = self._counts > 0
-        counts = self._counts[filled].astype(float)
+        counts = self._counts[filled].astype(np.float64)
         values = self._sums[filled] / counts
         if how == "percentile":
             return _percentiles(values, counts, self.low, self.high)
         return _least_error(values, counts, self.low, self.high)
 
 
-def _percentiles(values: Array, counts: Array, low: float, high: float) -> tuple[float, float]:
+def _percentiles(values: Floats, counts: Floats, low: float, high: float) -> tuple[float, float]:
     import numpy as np
 
     share = np.cumsum(counts) / counts.sum()
     lowest = values[np.searchsorted(share, _PERCENTILE)]
-    highest = values[min(np.searchsorted(share, 1 - _PERCENTILE), len(values) - 1)]
+    highest = values[min(int(np.searchsorted(share, 1 - _PERCENTILE)), len(values) - 1)]
     return max(low, min(float(lowest), 0.0)), min(high, max(float(highest), 0.0))
 
 
-def _least_error(values: Array, counts: Array, low: float, high: float) -> tuple[float, float]:
+def _least_error(values: Floats, counts: Floats, low: float, high: float) -> tuple[float, float]:
     """Both ends drawn in together, then each by itself."""
     import numpy as np
 
@@ -114,7 +121,7 @@ def _least_error(values: Array, counts: Array, low: float, high: float) -> tuple
     return best
 
 
-def _best(values: Array, counts: Array, lows: Array, highs: Array) -> tuple[float, float]:
+def _best(values: Floats, counts: Floats, lows: Floats, highs: Floats) -> tuple[float, float]:
     import numpy as np
 
     errors = [_error(values, counts, low, high) for low, high in zip(lows, highs, strict=True)]
@@ -123,7 +130,7 @@ def _best(values: Array, counts: Array, lows: Array, highs: Array) -> tuple[floa
     return float(lows[place]), float(highs[place])
 
 
-def _error(values: Array, counts: Array, low: float, high: float) -> float:
+def _error(values: Floats, counts: Floats, low: float, high: float) -> float:
     import numpy as np
 
     scale = (high - low) / _STEPS

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from edgekit.backends._litert import flatbuffer
-from edgekit.backends._litert.bias import correct_biases
-from edgekit.backends._litert.calibration import Example, examples, held_out, outputs, readable
-from edgekit.backends._litert.conversion import EXTRA, signatures
+from edgekit.backends._litert.calibration import readable
+from edgekit.backends._litert.choice import Samples, closest, split_examples
+from edgekit.backends._litert.conversion import EXTRA
+from edgekit.backends._litert.correction import correct_layers
 from edgekit.backends._litert.observation import Observation, observe
 from edgekit.backends.base import CompileRequest
 from edgekit.core.errors import BackendError
 from edgekit.core.extras import require
 from edgekit.core.lowering import Quantize
 
-if TYPE_CHECKING:
-    from edgekit.core.task import Array
-
 _LOOPS = f"^{flatbuffer.ADDED}"
 _DEFAULT = "the library's default ranges"
-_EQUAL_DB = 200.0
-
-Samples = Mapping[str, Sequence[Example]]
 
 
 def static_int8(content: bytes, request: CompileRequest, quantize: Quantize) -> tuple[Any, tuple[str, ...]]:
     """8-bit weights per channel and 8-bit activations whose ranges the calibration examples set.
 
-    The library's default, edgekit's ranges, and those with corrected biases are compared by the signal-to-noise ratio
+    The library's default, edgekit's ranges, and those with corrected layers are compared by the signal-to-noise ratio
     of the outputs on calibration examples that set nothing; the best is kept. A recurrence keeps a float state, whose
     errors would add up step by step: its weights are 8-bit, its activations are quantized by the runtime as they come.
 
@@ -40,20 +35,10 @@ def static_int8(content: bytes, request: CompileRequest, quantize: Quantize) -> 
         UnsupportedModelError: There are no calibration examples.
     """
     require("ai_edge_quantizer", EXTRA, "the scheme static_wi8_ai8 of the backend litert")
-    fitting, judging = {}, {}
-    for name, batch in signatures(request).items():
-        fitting[name], judging[name] = held_out(list(examples(request, quantize.calibration, batch)))
+    fitting, judging = split_examples(request, quantize)
     candidates = _candidates(content, fitting, quantize)
-    wanted = {name: outputs(content, name, samples) for name, samples in judging.items()}
-    ratios = {name: _ratio(flatbuffer.write(model), judging, wanted) for name, model in candidates.items()}
-    # Of equal ones the first: the least was done to it.
-    best = max(ratios, key=lambda name: round(ratios[name], 3))
-    others = ", ".join(f"{name} {ratio:.1f} dB" for name, ratio in ratios.items() if name != best)
-    count = sum(len(samples) for samples in judging.values())
-    note = (
-        f"{quantize.scheme} has {best}: outputs {ratios[best]:.1f} dB above the noise on {count} calibration examples"
-    )
-    return candidates[best], (f"{note} ({others})" if others else note,)
+    model, said = closest(candidates, content, judging, quantize.scheme)
+    return model, (said,)
 
 
 def _candidates(content: bytes, samples: Samples, quantize: Quantize) -> dict[str, Any]:
@@ -67,8 +52,8 @@ def _candidates(content: bytes, samples: Samples, quantize: Quantize) -> dict[st
     found[name] = _quantized(content, quantize, own)
     if quantize.bias_correction:
         corrected = _quantized(content, quantize, own)
-        if correct_biases(corrected, plain, observed, samples):
-            found[f"{name} and corrected biases"] = corrected
+        if correct_layers(corrected, plain, observed, samples):
+            found[f"{name}, rounding by GPTQ and corrected biases"] = corrected
     return found
 
 
@@ -107,18 +92,3 @@ def _quantizer(content: bytes, quantize: Quantize) -> Any:
         for operation in edges:
             worker.update_quantization_recipe(".*", operation, algorithm_key=AlgorithmName.NO_QUANTIZE)
     return worker
-
-
-def _ratio(content: bytes, samples: Samples, wanted: Mapping[str, Mapping[str, Array]]) -> float:
-    """Signal-to-noise ratio in dB, averaged over all outputs of all signatures."""
-    import numpy as np
-
-    ratios = []
-    for name, references in wanted.items():
-        found = outputs(content, name, samples[name])
-        for output, reference in references.items():
-            real = np.isfinite(reference)
-            signal = float(np.sum(reference[real] ** 2))
-            noise = float(np.sum((found[output][real] - reference[real]) ** 2))
-            ratios.append(min(10 * np.log10(signal / noise), _EQUAL_DB) if noise and signal else _EQUAL_DB)
-    return float(np.mean(ratios)) if ratios else _EQUAL_DB

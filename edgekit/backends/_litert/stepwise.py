@@ -9,8 +9,11 @@ from edgekit.backends._litert import flatbuffer
 from edgekit.backends._litert.calibration import Example, as_taken, interpreter
 
 if TYPE_CHECKING:
+    from edgekit.backends._litert.layers import Floats
     from edgekit.core.task import Array
 
+_ROWS = 1024
+"""How many places of one example are enough for second moments."""
 _CONTROL_FLOW = ("WHILE", "IF", "CALL", "CALL_ONCE", "STABLEHLO_COMPOSITE")
 
 
@@ -41,11 +44,10 @@ class Stepwise:
         """Run the operators before the place `end` that were not run yet."""
         import numpy as np
 
-        operators = self._subgraph.operators[self._done : end]
-        if not operators:
-            return
+        operators = [op for op in self._subgraph.operators[self._done : end] if not self._is_constant(op)]
         taken, given = self._edges(operators, end)
         if given:
+            operators = [*self._constants_for(operators), *operators]
             runtime = interpreter(self._part(operators, taken, given))
             runtime.allocate_tensors()
             made: dict[int, list[Array]] = {tensor: [] for tensor in given}
@@ -60,17 +62,45 @@ class Stepwise:
         needed = self._read_from(end)
         self._values = {tensor: value for tensor, value in self._values.items() if tensor in needed}
 
-    def mean(self, tensor: int) -> Array:
+    def mean(self, tensor: int) -> Floats:
         """The mean over the examples of a tensor's real values, float64, in its shape."""
         import numpy as np
 
         detail = _detail(self._subgraph.tensors[tensor])
         scale, zero_point = detail["quantization"]
-        total = np.zeros(self._values[tensor][0].shape, np.float64)
+        total = np.zeros(())
         for value in self._values[tensor]:
-            total += value
-        total /= self._count
-        return (total - zero_point) * scale if scale else total
+            total = total + value.astype(np.float64)
+        mean = total / self._count
+        return np.asarray((mean - zero_point) * scale if scale else mean)
+
+    def second_moment(self, tensor: int) -> Floats:
+        """The mean over examples and places of the products of every two channels, shape (last axis, last axis)."""
+        import numpy as np
+
+        scale, zero_point = _detail(self._subgraph.tensors[tensor])["quantization"]
+        total, count = np.zeros(()), 0
+        for value in self._values[tensor]:
+            rows = value.reshape(-1, value.shape[-1])
+            taken = rows[:: max(1, len(rows) // _ROWS)].astype(np.float32) - np.float32(zero_point)
+            total, count = total + (taken.T @ taken).astype(np.float64), count + len(taken)
+        return np.asarray(total / count * (scale or 1.0) ** 2)
+
+    def _is_constant(self, operator: Any) -> bool:
+        """Whether an operator computes from constants alone, as what unpacks weights does."""
+        return all(
+            int(tensor) < 0 or self._model.buffers[self._subgraph.tensors[int(tensor)].buffer].data is not None
+            for tensor in operator.inputs
+        )
+
+    def _constants_for(self, operators: Sequence[Any]) -> list[Any]:
+        """Such operators whose results these read: runtimes take weights from them, not from an input."""
+        read = {int(tensor) for operator in operators for tensor in operator.inputs}
+        return [
+            operator
+            for operator in self._subgraph.operators
+            if self._is_constant(operator) and read & {int(tensor) for tensor in operator.outputs}
+        ]
 
     def _edges(self, operators: Sequence[Any], end: int) -> tuple[list[int], list[int]]:
         made = {int(t) for operator in operators for t in operator.outputs}

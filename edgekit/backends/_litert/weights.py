@@ -1,4 +1,4 @@
-"""Schemes that store weights in fewer bits and compute in float; they need no calibration examples."""
+"""Schemes that store weights in fewer bits and leave activations in float; calibration examples help, where given."""
 
 from __future__ import annotations
 
@@ -7,21 +7,30 @@ import re
 from typing import Any
 
 from edgekit.backends._litert import flatbuffer
+from edgekit.backends._litert.choice import closest, split_examples
 from edgekit.backends._litert.conversion import EXTRA
+from edgekit.backends._litert.correction import correct_layers
+from edgekit.backends._litert.observation import observe
+from edgekit.backends.base import CompileRequest
 from edgekit.core.errors import BackendError
 from edgekit.core.extras import require
-from edgekit.core.lowering import Scheme
+from edgekit.core.lowering import Quantize, Scheme
 
 _FOUR_BIT = ("CONV_2D", "FULLY_CONNECTED", "BATCH_MATMUL")
 """Operators whose weights the quantizer stores in 4 bits; depthwise and transposed convolutions are not among them."""
 _CAST = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE", "EMBEDDING_LOOKUP")
+_FOUR: Scheme = "weight_only_wi4_afp32"
+_CORRECTED = ("weight_only_wi8_afp32", _FOUR, "dynamic_wi8_afp32")
 _KEPT = 0.1
 """Small layers, together at most this share of the weights, keep 8 bits: the stem and the first blocks are among them,
 lose most at 4 bits and save least."""
 
 
-def weights_only(content: bytes, scheme: Scheme) -> tuple[Any, tuple[str, ...]]:
+def weights_only(content: bytes, request: CompileRequest, quantize: Quantize) -> tuple[Any, tuple[str, ...]]:
     """The model with its weights stored as a scheme says, inputs and outputs in float32.
+
+    Where the request has calibration examples, integer weights get a better rounding, and biases that keep every layer's
+    mean, if that brings the outputs closer on examples that did not set them.
 
     Returns:
         The model, and what was decided, in sentences.
@@ -29,19 +38,33 @@ def weights_only(content: bytes, scheme: Scheme) -> tuple[Any, tuple[str, ...]]:
     Raises:
         BackendError: The quantizer gave no model.
     """
-    require("ai_edge_quantizer", EXTRA, f"the scheme {scheme} of the backend litert")
-    from ai_edge_quantizer import quantizer
+    require("ai_edge_quantizer", EXTRA, f"the scheme {quantize.scheme} of the backend litert")
+    rounded, notes = _rounded(content, quantize.scheme)
+    if request.calibration is None or not quantize.bias_correction or quantize.scheme not in _CORRECTED:
+        return rounded, notes
+    fitting, judging = split_examples(request, quantize)
+    corrected, _ = _rounded(content, quantize.scheme)
+    observed = observe(content, fitting, ranges=False)
+    if not correct_layers(corrected, flatbuffer.read(content), observed, fitting):
+        return rounded, notes
+    candidates = {"the nearest weights": rounded, "rounding by GPTQ and corrected biases": corrected}
+    model, said = closest(candidates, content, judging, quantize.scheme)
+    return model, (*notes, said)
+
+
+def _rounded(content: bytes, scheme: Scheme) -> tuple[Any, tuple[str, ...]]:
+    from ai_edge_quantizer import quantizer, recipe
 
     worker = quantizer.Quantizer(bytearray(content))
     notes: tuple[str, ...] = ()
-    if scheme == "weight_only_wi4_afp32":
+    if scheme == _FOUR:
         notes = _four_bits(worker, flatbuffer.read(content))
     elif scheme == "float16":
         _half(worker)
     else:
-        from ai_edge_quantizer import recipe
-
         worker.load_quantization_recipe(getattr(recipe, scheme)())
+    if not worker.get_quantization_recipe():
+        return flatbuffer.read(content), ()
     result = worker.quantize(enable_progress_report=False).quantized_model
     if result is None:
         raise BackendError("ai-edge-quantizer gave no model.")
