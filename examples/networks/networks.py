@@ -107,6 +107,9 @@ class ViTTiny(nn.Module):
             width, heads, width * 4, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
         self.encoder = nn.TransformerEncoder(layer, depth, nn.LayerNorm(width), enable_nested_tensor=False)
+        # TransformerEncoder copies one layer, weights and all; trained ones differ, and equal constants are stored once.
+        for weight in (p for p in self.encoder.parameters() if p.dim() > 1):
+            nn.init.xavier_uniform_(weight)
         self.head = nn.Linear(width, classes)
 
     def forward(self, image):
