@@ -140,6 +140,8 @@ def _not_taken(torch: Any, node: Any, takes: Takes, table: Mapping[Any, Any], ke
     target = node.target
     if not isinstance(target, torch._ops.OpOverload) or _CHECKS.search(str(target)) or target in kept:
         return  # a Python function on sizes, a graph of its own, or what is no work
+    if target._schema.is_mutable:
+        return  # exporters put another operator in its place; what torch makes of it alone is not what they see
     if takes(node):
         return
     if target in table or target._can_decompose():

@@ -14,6 +14,7 @@ from tests.e2e.kit import PROJECT, write
 quiet_import = pytest.mark.filterwarnings("ignore:.*Click 9:DeprecationWarning")
 
 VERBS = [
+    ("rollback",),
     ("init",),
     ("doctor",),
     ("targets",),
