@@ -33,7 +33,7 @@ check: $(STAMP)  ## Lint, types and the fast tests: what to run before each comm
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not slow and not hardware"
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow and not hardware"
 
 system-packages:  ## Install the system packages that the whole test suite needs (Debian, Ubuntu)
 	bash scripts/install-system-packages.sh
