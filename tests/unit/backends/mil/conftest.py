@@ -14,6 +14,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]):
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.filterwarnings(LEFT_TO_COLLECTOR))
+            # Together a minute of conversions: for `make test`, not for the fast lane.
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
