@@ -21,7 +21,9 @@ def test_operators_that_fell_back_stop_the_build_by_name():
 
 
 def test_an_artifact_that_is_delegated_whole_passes():
-    require_delegated(built({"not_delegated": {}}))
+    whole = built({"not_delegated": {}})
+    assert fallback_on_host(whole) == {}
+    require_delegated(whole)
 
 
 @pytest.mark.parametrize(
