@@ -15,8 +15,12 @@ Scheme = Literal[
     "palette_4",
     "palette_2",
     "palette_1",
+    "auto",
 ]
-"""Quantization schemes by the names in use: w = weights, a = activations, i = integer, fp = float, digits = bits."""
+"""Quantization schemes by the names in use: w = weights, a = activations, i = integer, fp = float, digits = bits.
+
+`auto` is the ladder: the flow tries schemes and compiles the smallest that keeps the budget; no backend ever sees it.
+"""
 
 IoType = Literal["float32", "int8", "uint8"]
 
@@ -37,6 +41,7 @@ class Quantize:
         ranges: How a static scheme's ranges of activations are chosen, where the backend lets edgekit choose them.
         bias_correction: Whether weights are rounded and biases set by calibration examples so that each layer keeps
             its results, where the backend lets edgekit do so.
+        block_size: How many weights of one output channel share a scale, for 4-bit weights; all of them where None.
     """
 
     scheme: Scheme
@@ -44,6 +49,7 @@ class Quantize:
     calibration: int = 128
     ranges: Ranges = "mse"
     bias_correction: bool = True
+    block_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,8 @@ class Lowering:
 
     Attributes:
         quantize: The quantization, or None for float32 throughout.
-        overrides: A quantization scheme, or `float32`, for single layers, by torch module path.
+        overrides: A quantization scheme, or `float32`, for single layers, by torch module path; `*` in a path stands
+            for any part of it (`encoder.*.attention`). A layer takes the last entry that fits it.
         layout: The layout in which the artifact takes an input, by input name; the model's own where it is not named.
         batch_sizes: Batch sizes that the artifact takes, the first of them unless told otherwise; the model's own where
             none is given.

@@ -20,8 +20,8 @@ from edgekit.backends._litert import flatbuffer
 from edgekit.backends._litert.calibration import Example
 from edgekit.backends._litert.layers import linear_layers
 from edgekit.backends._litert.observation import Observation
-from edgekit.backends._litert.rounding import rounded
 from edgekit.backends._litert.stepwise import Stepwise
+from edgekit.backends._quantize.rounding import rounded
 
 if TYPE_CHECKING:
     from edgekit.core.task import Array

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit.backends._litert import flatbuffer
 from edgekit.backends._litert.calibration import Example, interpreter, readable
 from edgekit.backends._litert.layers import linear_layers
-from edgekit.backends._litert.ranges import Histogram
+from edgekit.backends._quantize.ranges import Histogram
 
 if TYPE_CHECKING:
     from edgekit.backends._litert.layers import Floats

@@ -208,7 +208,7 @@ class TestStaticInt8:
         def spoiled(*_):
             return 0.0, 1e-3
 
-        monkeypatch.setattr("edgekit.backends._litert.ranges.Histogram.range", spoiled)
+        monkeypatch.setattr("edgekit.backends._quantize.ranges.Histogram.range", spoiled)
         _, (said,) = net.quantized("static_wi8_ai8")
         assert "static_wi8_ai8 has the library's default ranges" in said
 

@@ -8,9 +8,9 @@ import pytest
 from edgekit.backends._litert import flatbuffer
 from edgekit.backends._litert.calibration import held_out, outputs
 from edgekit.backends._litert.layers import LinearLayer, linear_layers
-from edgekit.backends._litert.ranges import Histogram
-from edgekit.backends._litert.rounding import rounded
 from edgekit.backends._litert.stepwise import Stepwise
+from edgekit.backends._quantize.ranges import Histogram
+from edgekit.backends._quantize.rounding import rounded
 
 
 def histogram(*arrays: np.ndarray) -> Histogram:

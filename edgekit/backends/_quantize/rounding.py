@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgekit.backends._litert.layers import Floats
+    from edgekit.backends._quantize.ranges import Floats
 
 _DAMPING = 0.1
 """Added to the diagonal, as a share of its mean. A hundredth, as the paper has it, fitted the few photos of a small
