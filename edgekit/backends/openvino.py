@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from edgekit.backends import _graph
 from edgekit.backends import _openvino_recurrent as recurrent
+from edgekit.backends._openvino_pooling import drop_added_axes
 from edgekit.backends._openvino_quantize import SCHEMES, block_telemetry, quantized
 from edgekit.backends.base import Backend, CompileRequest, Converted, Issue
 from edgekit.core.artifact import Manifest
@@ -186,6 +187,7 @@ def _convert(request: CompileRequest, out: Path, refuse: Callable[[Any, CompileR
     ov = require("openvino", _EXTRA, recurrent.WHY)
     options = options_of(request.target)
     model = _read(ov, request, refuse)
+    drop_added_axes(model)
     _pin(ov, model, request)
     # Before NNCF as well, which derives names of its own from these.
     _name_by_place(model)

@@ -106,12 +106,14 @@ class BuildInfo:
         seconds: Wall time of the conversion's child process.
         peak_rss_mib: Its peak resident memory.
         download_bytes: The files compressed one by one (DEFLATE, level 9), as a download would be.
+        cpu_seconds: Processor time of it, all threads: what other work on the machine hardly changes.
     """
 
     schema_version: int
     seconds: float
     peak_rss_mib: float
     download_bytes: int = 0
+    cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

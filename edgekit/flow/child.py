@@ -57,12 +57,14 @@ class Outcome:
         seconds: Wall time.
         peak_rss_mib: Its peak resident memory.
         answer: What it answered, as plain data.
+        cpu_seconds: Processor time of it and of what it started, from its first instruction.
     """
 
     seconds: float
     peak_rss_mib: float
     answer: Any = None
     failure: _Failure | None = None
+    cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ def serve(argv: list[str], what: str, do: Callable[[Mapping[str, Any]], Any]) ->
         traceback.print_exc()
         words = f"{_sentence(what)} failed: {type(error).__name__}: {error}"
         failure = _Failure("BackendError", words[:500], "Run with --verbose.")
-    outcome = Outcome(time.monotonic() - started, peak_rss_mib(), answer, failure)
+    outcome = Outcome(time.monotonic() - started, peak_rss_mib(), answer, failure, sum(os.times()[:4]))
     write_atomic(Path(argv[1]), schema.to_json(outcome))
     sys.stdout.flush()
     sys.stderr.flush()

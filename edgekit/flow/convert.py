@@ -37,7 +37,7 @@ def convert(
         request={"backend": backend, "request": request, "out": out},
     )
     outcome = child.run(work, progress, timeout_seconds)
-    info = BuildInfo(schema.SCHEMA_VERSION, outcome.seconds, outcome.peak_rss_mib)
+    info = BuildInfo(schema.SCHEMA_VERSION, outcome.seconds, outcome.peak_rss_mib, cpu_seconds=outcome.cpu_seconds)
     write_atomic(out / BUILD, schema.to_json(info))
     return load_artifact(out)
 

@@ -91,7 +91,10 @@ class Finder:
         shares = _shares(weight, axis)
         best, distance = None, _CLOSE
         for path, known in self._known:
-            if known.shape == shares.shape and (apart := float(np.abs(known - shares).max(initial=0.0))) < distance:
+            if (
+                known.shape == shares.shape
+                and (apart := float(np.abs(np.subtract(known, shares)).max(initial=0.0))) < distance
+            ):
                 best, distance = path, apart
         return best
 
