@@ -66,11 +66,6 @@ def version_of(distribution: str) -> str | None:
         return None
 
 
-def code_of(thing: object) -> str:
-    """The source text of the module that defines an object's class: part of the key of what that class makes."""
-    return Path(inspect.getfile(type(thing))).read_text(encoding="utf-8")
-
-
 def code_of_package(thing: object) -> str:
     """The source text of all modules beside the one that defines an object's class, and below: its private helpers too."""
     folder = Path(inspect.getfile(type(thing))).parent

@@ -24,6 +24,7 @@ T = TypeVar("T")
 Trail = tuple[str | int, ...]
 
 SCHEMA_VERSION = 1
+_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,11 @@ def _plain(
         return [
             _plain(item, loader, source, lines, (*trail, index), open_nodes) for index, item in enumerate(node.value)
         ]
-    return loader.construct_object(node, deep=True)
+    value = loader.construct_object(node, deep=True)
+    # YAML 1.1, which PyYAML reads, takes 1e-3 for text: it wants 1.0e-3.
+    if isinstance(value, str) and not node.style and _FLOAT.fullmatch(value):
+        return float(value)
+    return value
 
 
 def parse_json(data: bytes | str, source: str) -> Document:
@@ -165,12 +170,33 @@ def convert(kind: type[T], document: Document) -> T:
 
 def _convert(kind: type[T], value: Any, document: Document, prefix: Trail) -> T:
     try:
-        return msgspec.convert(value, type=kind, strict=True)
+        return _completed(msgspec.convert(value, type=kind, strict=True))
     except msgspec.ValidationError as error:
         message, path = _split_path(str(error))
         steps = (*prefix, *path)
         key = ".".join(str(step) for step in steps)
         raise ConfigError(f"{document.where(*steps)}: {f'`{key}`: ' if key else ''}{message}.") from error
+
+
+def _completed(value: T) -> T:
+    """The value with every field of its dataclasses in place.
+
+    msgspec leaves a default that is a class attribute there, where neither it nor anything else finds it when the value
+    is written down again: what is hashed would hang on how the value was made.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for known in dataclasses.fields(value):
+            held = getattr(value, known.name)
+            if known.name not in vars(value):
+                object.__setattr__(value, known.name, held)
+            _completed(held)
+    elif isinstance(value, Mapping):
+        for held in value.values():
+            _completed(held)
+    elif isinstance(value, list | tuple):
+        for held in value:
+            _completed(held)
+    return value
 
 
 def versioned(kind: type[T], document: Document) -> T:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekit.core import schema
 from edgekit.core.errors import BudgetError, ConfigError
-from edgekit.core.extras import code_of, versions_of
-from edgekit.core.files import sha256_text
+from edgekit.core.extras import code_of_package, versions_of
+from edgekit.core.files import sha256_file, sha256_text
 from edgekit.core.model import Model, PassRecord
 from edgekit.core.progress import Progress
 from edgekit.flow.cache import Cache
@@ -105,7 +106,8 @@ def _step_key(key: str, step: Pass, data: DataSet | None) -> str:
         "after": key,
         "pass": step.name,
         "options": schema.to_plain(step.options),
-        "code": code_of(step),
+        "code": sha256_text(code_of_package(step)),
+        "files": [sha256_file(path) for path in step.own_files(data.task if data else None)],
         "data": [data.reference, data.folder.name] if data else None,
         "torch": versions_of(("torch",)),
     }
@@ -123,10 +125,16 @@ def _run_or_reuse(state: ModelState, source: ModelState, step: Pass, key: str, t
         save_checkpoint(made, tools.request, staging)
 
     tools.cache.make("models", key, fill)
+    # What a pass kept to go on from is of no use once its result is there: training states are four times the weights.
+    shutil.rmtree(_work(key, tools), ignore_errors=True)
     tools.cache.put_record("models", key, info_of(made))
     result = ModelState(info_of(made), lambda: made)
     result.live()
     return result
+
+
+def _work(key: str, tools: Tools) -> Path:
+    return tools.cache.root / "work" / key
 
 
 def _rebuilder(source: ModelState, info: ModelInfo, folder: Path) -> Callable[[], Model]:
@@ -145,7 +153,7 @@ def _run(state: ModelState, step: Pass, key: str, tools: Tools) -> Model:
     model = state.live()
     step.requires(model)
     before = metrics_of(state, tools)
-    work = tools.cache.root / "work" / key
+    work = _work(key, tools)
     work.mkdir(parents=True, exist_ok=True)
     with tools.progress.step(f"pass {step.name}"):
         task = tools.data.task if tools.data else None

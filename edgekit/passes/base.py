@@ -89,6 +89,10 @@ class Pass(abc.ABC):
                 "Point `source` at the factory that builds the module: model.py:build",
             )
 
+    def own_files(self, task: Task | None) -> tuple[Path, ...]:
+        """Files of the person's own that decide what it does, beside the task's and the model's."""
+        return ()
+
     @abc.abstractmethod
     def apply(self, model: Model, task: Task | None, context: PassContext) -> PassResult:
         """Do the step on a copy of the model."""

@@ -23,24 +23,11 @@ from edgekit.core.extras import require
 from edgekit.core.model import Model
 from edgekit.core.program import TORCH_EXTRA, TorchProgram
 from edgekit.core.task import Task
+from edgekit.passes._graph import LAYER_OPERATORS, distance, module_path, shortened
 from edgekit.passes.base import NoOptions, Pass, PassContext, PassResult
 
 _SHOWN = 3
 _NORM = "aten.batch_norm.default"
-_FOLDABLE = {
-    "aten.conv1d.default",
-    "aten.conv2d.default",
-    "aten.conv3d.default",
-    "aten.conv1d.padding",
-    "aten.conv2d.padding",
-    "aten.conv3d.padding",
-    "aten.conv_transpose1d.default",
-    "aten.conv_transpose2d.input",
-    "aten.conv_transpose3d.input",
-    "aten.linear.default",
-}
-
-
 _TOLERANCE = 1e-3
 """Of the largest output: far above what rounding in another order does, far below a wrong fold."""
 
@@ -59,14 +46,16 @@ class FoldBatchNorm(Pass):
         pairs, skipped = _pairs(program)
         folded = _folded(program, pairs)
         unusual = [pair for pair in pairs if not _is_plain(program.module.get_submodule(pair[0]), *_layer_forwards())]
-        if unusual and not _distance(program, folded)[1] <= _TOLERANCE:
+        if unusual and not distance(program, folded)[1] <= _TOLERANCE:
             # A layer with a forward of its own may not use the bias that it is given; the others can still be folded.
             pairs = [pair for pair in pairs if pair not in unusual]
             skipped += [f"{norm} stays: '{layer}' does more than a plain layer does" for layer, norm in unusual]
             folded = _folded(program, pairs)
         if not pairs:
-            return PassResult(model, modified=False, notes=("there is no batch norm to fold", *_shortened(skipped)))
-        notes = (f"{len(pairs)} batch norms folded", *_shortened(skipped))
+            return PassResult(
+                model, modified=False, notes=("there is no batch norm to fold", *shortened(skipped, _SHOWN, "stay"))
+            )
+        notes = (f"{len(pairs)} batch norms folded", *shortened(skipped, _SHOWN, "stay"))
         return PassResult(
             replace(model, program=folded, digest=folded.digest()),
             modified=True,
@@ -77,7 +66,7 @@ class FoldBatchNorm(Pass):
     def ensures(self, before: Model, after: Model) -> None:
         """See `Pass.ensures`; folding must not change what the model computes."""
         super().ensures(before, after)
-        name, apart = _distance(before.program, after.program)
+        name, apart = distance(before.program, after.program)
         if not apart <= _TOLERANCE:
             raise PassError(
                 f"Folding batch norms changed the output '{name}' by {apart:.3g} of its largest value.",
@@ -96,45 +85,26 @@ def _folded(program: TorchProgram, pairs: Sequence[tuple[str, str]]) -> TorchPro
     return program.with_module(module.eval())
 
 
-def _distance(before: Any, after: Any) -> tuple[str, float]:
-    """The output that is furthest apart on the example inputs, and how far, as a share of its largest value."""
-    import numpy as np
-
-    was, now = before.run(before.example_inputs), after.run(before.example_inputs)
-    apart = {}
-    for name, value in was.items():
-        scale = float(np.max(np.abs(value), initial=0.0)) or 1.0
-        difference = np.abs(value.astype(np.float64) - now[name].astype(np.float64))
-        apart[name] = float(np.max(difference, initial=0.0)) / scale
-    worst = max(apart, key=lambda name: (not np.isfinite(apart[name]), apart[name]))
-    return worst, apart[worst]
-
-
-def _shortened(notes: list[str]) -> list[str]:
-    """The first few notes and the number of the others."""
-    return notes if len(notes) <= _SHOWN else [*notes[:_SHOWN], f"and {len(notes) - _SHOWN} more stay"]
-
-
 def _pairs(program: TorchProgram) -> tuple[list[tuple[str, str]], list[str]]:
     """Module paths of (layer, batch norm) that can be folded, and a note for each batch norm that cannot."""
     nodes = list(program.exported.graph.nodes)
     weights = program.exported.graph_signature.inputs_to_parameters
-    counted = {*_FOLDABLE, _NORM}
-    calls = Counter(_module_path(node) for node in nodes if str(node.target) in counted)
+    counted = {*LAYER_OPERATORS, _NORM}
+    calls = Counter(module_path(node) for node in nodes if str(node.target) in counted)
     modules = dict(program.module.named_modules())
     pairs, skipped = [], []
     for node in nodes:
         if node.op != "call_function" or str(node.target) != _NORM:
             continue
-        norm, source = _module_path(node), node.args[0]
+        norm, source = module_path(node), node.args[0]
         weight: Any = source.args[1] if len(source.args) > 1 else None
-        layer = _module_path(source) if source.op == "call_function" else ""
+        layer = module_path(source) if source.op == "call_function" else ""
         reason = ""
         if not norm or not hasattr(modules.get(norm), "running_mean") or modules[norm].running_mean is None:
             reason = "it is not a module with running statistics"
         elif not _is_plain(modules[norm], _norm_forward()):
             reason = "its module does more than normalize"
-        elif str(getattr(source, "target", "")) not in _FOLDABLE or not hasattr(modules.get(layer), "weight"):
+        elif str(getattr(source, "target", "")) not in LAYER_OPERATORS or not hasattr(modules.get(layer), "weight"):
             reason = "what feeds it is neither a convolution nor a linear layer"
         elif len(source.users) > 1:
             reason = f"something else reads the output of '{layer}' too"
@@ -155,12 +125,6 @@ def _pairs(program: TorchProgram) -> tuple[list[tuple[str, str]], list[str]]:
         else:
             pairs.append((layer, norm))
     return pairs, skipped
-
-
-def _module_path(node: Any) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    path = next(reversed(stack.values()))[0] if stack else ""
-    return str(path).removeprefix("inner").removeprefix(".")
 
 
 def _layer_forwards() -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from edgekit.core import schema
 from edgekit.core.errors import ConfigError
+from edgekit.core.lowering import Lowering, Quantize
 
 
 @dataclass(frozen=True)
@@ -169,3 +170,17 @@ def test_any_text_is_either_read_or_refused_in_our_words(text: str) -> None:
 
 def test_editors_get_a_json_schema() -> None:
     assert "size" in str(schema.json_schema(Tree))
+
+
+@pytest.mark.parametrize("written", ["1e-3", "1E-3", "1.0e-3", "+1e-3"])
+def test_a_number_with_an_exponent_is_a_number(written: str) -> None:
+    assert schema.parse_yaml(f"rate: {written}", "f.yaml").value == {"rate": 1e-3}
+
+
+def test_a_quoted_number_stays_text() -> None:
+    assert schema.parse_yaml("rate: '1e-3'", "f.yaml").value == {"rate": "1e-3"}
+
+
+def test_what_is_read_is_written_like_what_is_made() -> None:
+    read = schema.convert(Lowering, schema.parse_yaml("quantize: {scheme: float16}", "f.yaml"))
+    assert schema.canonical_json(read) == schema.canonical_json(Lowering(Quantize("float16")))
