@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit._version import __version__
 
 if TYPE_CHECKING:
-    from edgekit.api import compile, compress, deploy, load, measure
+    from edgekit.api import compile, compress, deploy, load, measure, sensitivity
     from edgekit.core.artifact import Artifact, load_artifact
     from edgekit.core.errors import (
         BackendError,
@@ -37,6 +37,7 @@ _HOME = {
     "deploy": "edgekit.api",
     "load": "edgekit.api",
     "measure": "edgekit.api",
+    "sensitivity": "edgekit.api",
     "Artifact": "edgekit.core.artifact",
     "load_artifact": "edgekit.core.artifact",
     "BackendError": "edgekit.core.errors",
@@ -84,6 +85,7 @@ __all__ = [
     "load",
     "load_artifact",
     "measure",
+    "sensitivity",
 ]
 
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from edgekit.core.artifact import Artifact
     from edgekit.core.model import Model
     from edgekit.core.result import Result
-    from edgekit.flow.build import Built
     from edgekit.flow.measure import Settings
     from edgekit.flow.project import Project
+    from edgekit.flow.sensitivity import Request, Sensitivity
 
 
 def load(
@@ -66,6 +66,27 @@ def compress(project: Project, *, progress: Progress | None = None) -> Model:
     return builder.compressed(project.recipe or Recipe()).live()
 
 
+def sensitivity(project: Project, request: Request | None = None, *, progress: Progress | None = None) -> Sensitivity:
+    """What each layer costs in each precision, when it alone is quantized, after the passes of the project's recipe.
+
+    Args:
+        project: From `load`.
+        request: Precisions, layers, split and number of examples; see `edgekit.flow.sensitivity.Request`.
+        progress: Told what is done.
+
+    Raises:
+        ConfigError: A precision, a layer or a split is unknown.
+    """
+    from edgekit.flow.build import Builder
+    from edgekit.flow.imported import as_torch
+    from edgekit.flow.recipe import Recipe
+    from edgekit.flow.sensitivity import measure as measured
+
+    builder = Builder(project, progress or Silent())
+    state = as_torch(builder.compressed(project.recipe or Recipe()), builder.tools)
+    return measured(state, builder.tools, request)
+
+
 def compile(
     project: Project,
     *,
@@ -85,13 +106,15 @@ def compile(
 
     Raises:
         VerificationError: The artifact does not compute what the model computes.
+        BudgetError: It loses more of the metric than the recipe allows; with the scheme auto, every rung of the ladder.
     """
     from edgekit.core.artifact import load_artifact
     from edgekit.flow.build import Builder
     from edgekit.flow.export import export_artifact
+    from edgekit.flow.ladder import make
 
     chosen = load_target(target, project.root)
-    built = Builder(project, progress or Silent()).build(chosen, backend)
+    built = make(Builder(project, progress or Silent()), chosen, backend).built
     return built.artifact if out is None else load_artifact(export_artifact(built, Path(out)))
 
 
@@ -149,13 +172,17 @@ def _visit(
 ) -> list[Result]:
     from edgekit.flow.build import Builder
     from edgekit.flow.deploy import deploy as deploy_to
-    from edgekit.flow.deploy import devices_for
+    from edgekit.flow.deploy import deploy_made, devices_for
+    from edgekit.flow.ladder import make
     from edgekit.flow.measure import Settings as MeasureSettings
     from edgekit.flow.store import Store
 
     shown = progress or Silent()
     chosen = load_target(target, project.root)
     devices = devices_for(chosen, project.devices(), device, every)
-    built: Built = Builder(project, shown).build(chosen, backend)
+    made = make(Builder(project, shown), chosen, backend)
+    measuring = settings or MeasureSettings()
     with Store.open(results_at(project.root)) as store:
-        return deploy_to(built, devices, settings or MeasureSettings(), store, shown, release=release)
+        if release:
+            return deploy_made(made, devices, measuring, store, shown)
+        return deploy_to(made.built, devices, measuring, store, shown, release=False)

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edgekit.backends import _graph
-from edgekit.backends._mil import conversion, packaging, rewriting
+from edgekit.backends._mil import calibration, conversion, packaging, quantization, refusals, rewriting
 from edgekit.backends.base import Backend, CompileRequest, Converted, Issue
 from edgekit.core import schema
 from edgekit.core.errors import ConfigError, UnsupportedModelError
 from edgekit.core.extras import is_installed, require
+from edgekit.core.grid import trained_in
 from edgekit.core.lowering import Lowering
 from edgekit.core.model import TensorSpec
 from edgekit.core.target import Target
@@ -35,7 +36,6 @@ _NARROWED: Mapping[str, str] = {
 }
 _OLDEST_IOS = 15
 _GRU_IOS = 18
-_COMPRESSION_IOS = 16
 _DEFAULT_IOS = 17
 # A macOS release reads what the iOS release of the same year reads.
 _IOS_OF_MACOS: Mapping[int, int] = {12: 15, 13: 16, 14: 17, 15: 18}
@@ -43,7 +43,6 @@ _ARITHMETIC = re.compile(r"aten\.(mul|exp)\.")
 _LABEL = "classLabel"
 # coremltools names the dictionary after the label, whatever the output was called.
 _PROBABILITIES = f"{_LABEL}_probs"
-_COMPRESSED = ("weight_only_wi8_afp32", "palette_4", "palette_2", "palette_1")
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class CoreMl(Backend):
     extra: ClassVar[str] = _EXTRA
     runtime_extra: ClassVar[str] = _EXTRA
     reads: ClassVar[tuple[str, ...]] = ("pt2",)
-    schemes: ClassVar[tuple[str, ...]] = ("float16", *_COMPRESSED)
+    schemes: ClassVar[tuple[str, ...]] = ("float16", *refusals.OLDEST_IOS)
     converter_modules: ClassVar[tuple[str, ...]] = ("coremltools", "torch")
     toolchain: ClassVar[tuple[str, ...]] = ("torch", "coremltools")
     runtime_package: ClassVar[str] = "coremltools"
@@ -103,17 +102,7 @@ class CoreMl(Backend):
         ios = _ios_release(target)
         if ios < _OLDEST_IOS:
             issues.append(Issue(f"min_version {target.os.min_version}", f"ML Programs need iOS {_OLDEST_IOS} or newer"))
-        quantize = lowering.quantize
-        if quantize and quantize.scheme in _COMPRESSED and ios < _COMPRESSION_IOS:
-            reason = f"compressed weights need iOS {_COMPRESSION_IOS}; the target builds for iOS {ios}"
-            issues.append(Issue(f"scheme {quantize.scheme}", reason))
-        if quantize and quantize.io != "float32":
-            hint = "Leave out io, or use io: float32."
-            issues.append(Issue(f"io: {quantize.io}", "Core ML models have no 8-bit inputs and outputs", hint=hint))
-        if lowering.overrides:
-            layers = ", ".join(sorted(lowering.overrides))
-            issues.append(Issue("overrides", "Core ML compresses all layers of a model alike here", where=layers))
-        return issues
+        return [*issues, *refusals.of_quantization(lowering, ios)]
 
     def unsupported_operators(self, exported: Any, lowering: Lowering) -> list[Issue]:
         """See `Backend.unsupported_operators`: what coremltools' registry has under no name that a way of converting uses.
@@ -202,7 +191,7 @@ def _convert(request: CompileRequest, out: Path, refuse: Callable[[Any, CompileR
     ct = require("coremltools", _EXTRA, _WHY)
     torch = require("torch", _EXTRA, _WHY)
     options, ios = options_of(request.target), _ios_release(request.target)
-    exported = torch.export.load(request.program)
+    original = exported = torch.export.load(request.program)
     refuse(exported, request)
     inputs, outputs = _Interface(), _Interface()
     affine = [_add_input(ct, spec, options, inputs) for spec in request.inputs]
@@ -219,8 +208,13 @@ def _convert(request: CompileRequest, out: Path, refuse: Callable[[Any, CompileR
         precision=ct.precision.FLOAT16 if half else ct.precision.FLOAT32,
     )
     model, notes = conversion.convert(exported, interface, has_gru=ios >= _GRU_IOS)
-    if scheme is not None:
-        model = packaging.compressed(model, scheme)
+    if scheme not in (None, "float16") or request.lowering.overrides:
+        examples = tuple(calibration.examples(request, inputs.bindings, _pixels_of(request, inputs)))
+        trained = trained_in(request.history)
+        model, more = quantization.quantized(
+            model, quantization.Wanted(request.lowering, original, trained, ios, examples)
+        )
+        notes = (*notes, *more)
     packaging.save(model, out / MAIN, _metadata(request))
     changed = [*inputs.changed, *outputs.changed, *notes]
     if half and scheme != "float16":
@@ -232,6 +226,12 @@ def _convert(request: CompileRequest, out: Path, refuse: Callable[[Any, CompileR
         bindings=inputs.bindings | outputs.bindings,
         changed=tuple(changed),
     )
+
+
+def _pixels_of(request: CompileRequest, inputs: _Interface) -> dict[str, calibration.Affine]:
+    """Scale and bias by channel of the inputs that became images of raw pixels, by name."""
+    pairs = zip(request.inputs, inputs.specs, strict=True)
+    return {ours.name: pixel_scale(ours) for ours, taken in pairs if ours.normalize is not None and not taken.normalize}
 
 
 def _ios_release(target: Target) -> int:

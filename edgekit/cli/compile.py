@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgekit.cli import options
+from edgekit.cli import ladders, options
 from edgekit.cli.common import verb
 from edgekit.cli.screen import Screen
 
 if TYPE_CHECKING:
     from edgekit.core.target import Target
     from edgekit.flow.build import Built
+    from edgekit.flow.ladder import Made
     from edgekit.flow.project import Project
 
 
@@ -46,22 +47,25 @@ def register(app: typer.Typer) -> None:
         no_cache: options.NoCache = False,
     ) -> None:
         """Compress where the recipe says so, convert, verify; one artifact folder a target."""
+        from edgekit.flow import ladder
         from edgekit.flow.export import export_artifact
         from edgekit.flow.fallback import require_delegated
 
         project = options.project_of(source, name, task, recipe, target, weights)
         builder = options.builder_of(project, screen, timeout, no_cache, min_snr_db)
         wanted = [(chosen, name) for chosen in options.targets_of(project) for name in _backends(chosen, backend)]
-        builder.prepare(wanted)
-        made = []
-        for chosen, chosen_backend in wanted:
-            built = builder.build(chosen, chosen_backend, verify=not no_verify)
-            if fail_on is not None:
-                require_delegated(built)
-            made.append((built, export_artifact(built, artifact_folder(project, built, out))))
-        run = _record(screen, project, [built for built, _ in made])
+        builder.prepare([(t, b) for t, b in wanted if not ladder.is_auto(builder, t)])
+        made: list[tuple[Made, Path]] = []
+        with ladders.shown_if_none_fits(screen):
+            for chosen, chosen_backend in wanted:
+                one = ladder.make(builder, chosen, chosen_backend, verify=not no_verify)
+                if fail_on is not None:
+                    require_delegated(one.built)
+                made.append((one, export_artifact(one.built, artifact_folder(project, one.built, out))))
+        run = _record(screen, project, [one.built for one, _ in made])
         screen.answer(
-            {"schema_version": 1, "run": run, "artifacts": [_document(built, folder) for built, folder in made]},
+            {"schema_version": 1, "run": run, "artifacts": [_document(one, folder) for one, folder in made]},
+            *ladders.tables(ladders.of([one for one, _ in made])),
             _table(made),
         )
 
@@ -102,15 +106,19 @@ def artifact_folder(project: Project, built: Built, out: Path | None) -> Path:
     return base / f"{manifest.target}-{manifest.backend}-{manifest.lowering.precision}"
 
 
-def _document(built: Built, folder: Path) -> dict[str, Any]:
+def _document(made: Made, folder: Path) -> dict[str, Any]:
     from edgekit.core import schema
+    from edgekit.flow.accuracy import accuracies
+    from edgekit.flow.rungs import document
 
+    built = made.built
     manifest, build = built.artifact.manifest, built.artifact.build
     return {
         "path": str(folder),
         "target": manifest.target,
         "backend": manifest.backend,
         "precision": _computed(built),
+        "lowering": schema.to_plain(manifest.lowering),
         "digest": built.artifact.digest,
         "artifact_bytes": built.artifact.bytes,
         "download_bytes": build.download_bytes if build else None,
@@ -118,19 +126,35 @@ def _document(built: Built, folder: Path) -> dict[str, Any]:
         "conversion": schema.to_plain(build) if build else None,
         "verification": schema.to_plain(built.host.verification) if built.host else None,
         "metrics": {"source": dict(built.source_metrics), "host": dict(built.host_metrics)},
+        "accuracy": [schema.to_plain(accuracy) for accuracy in accuracies(built)],
+        "ladder": document(made.ladder) if made.ladder else None,
         "changed": list(manifest.changed),
     }
 
 
-def _table(made: list[tuple[Built, Path]]) -> Any:
+def _table(made: list[tuple[Made, Path]]) -> Any:
     from rich.table import Table
 
     from edgekit.core.units import format_bytes, format_duration
+    from edgekit.flow.accuracy import accuracy_of
+    from edgekit.report.accuracy import agreement_text, metric_text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("target", "backend", "precision", "size", "made in", "peak RAM", "parity", "metric", "folder"):
+    for column in (
+        "target",
+        "backend",
+        "precision",
+        "size",
+        "made in",
+        "peak RAM",
+        "parity",
+        "metric",
+        "agreement",
+        "folder",
+    ):
         table.add_column(column, overflow="fold")
-    for built, folder in made:
+    for one, folder in made:
+        built = one.built
         manifest, build = built.artifact.manifest, built.artifact.build
         parity = "not verified"
         if built.host is not None:
@@ -138,12 +162,7 @@ def _table(made: list[tuple[Built, Path]]) -> Any:
             parity = f"{worst.snr_db:.0f} dB" if worst.snr_db < 999 else "equal"
             if built.host.verification.by != "runtime":
                 parity += " (reference-evaluated, not device-verified)"
-        metric = "–"
-        if built.data is not None and "validation" in built.host_metrics:
-            key = built.data.metric
-            metric = (
-                f"{key} {built.source_metrics['validation'][key]:.4g} → {built.host_metrics['validation'][key]:.4g}"
-            )
+        accuracy = accuracy_of(built, "validation") or accuracy_of(built, "test")
         table.add_row(
             manifest.target,
             manifest.backend,
@@ -152,7 +171,8 @@ def _table(made: list[tuple[Built, Path]]) -> Any:
             "cached" if built.cached else format_duration(build.seconds) if build else "–",
             f"{build.peak_rss_mib:.0f} MiB" if build else "–",
             parity,
-            metric,
+            metric_text(accuracy),
+            agreement_text(accuracy),
             _short(folder),
         )
     return table

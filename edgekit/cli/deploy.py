@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgekit.cli import options
+from edgekit.cli import ladders, options
 from edgekit.cli.common import verb
 from edgekit.cli.screen import Screen
 
 if TYPE_CHECKING:
     from edgekit.core.device import Device
     from edgekit.core.result import Result
-    from edgekit.flow.build import Built
+    from edgekit.flow.ladder import Made
+    from edgekit.flow.rungs import Ladder
 
 
 def register(app: typer.Typer) -> None:
@@ -54,13 +56,13 @@ def register(app: typer.Typer) -> None:
         no_cache: options.NoCache = False,
     ) -> None:
         """Compile if stale, push, health check, switch, measure, report."""
-        from edgekit.flow.deploy import deploy as deploy_to
-        from edgekit.flow.deploy import devices_for
+        from edgekit.flow import ladder
+        from edgekit.flow.deploy import deploy_made, devices_for
         from edgekit.flow.fallback import require_delegated
         from edgekit.flow.measure import new_run
 
         settings = options.settings_of(threads, processes, min_runs, min_seconds)
-        plans: list[tuple[Built, list[Device]]] = []
+        plans: list[tuple[Made, list[Device]]] = []
         loose = artifact_at(source)
         if loose is not None:
             from edgekit.core.device import load_devices
@@ -69,28 +71,31 @@ def register(app: typer.Typer) -> None:
 
             root = find_root(Path.cwd())
             built = open_artifact(loose, root)
-            plans.append((built, devices_for(built.target, load_devices(root / DEVICES_FILE), device, every)))
+            plans.append(
+                (ladder.Made(built), devices_for(built.target, load_devices(root / DEVICES_FILE), device, every))
+            )
         else:
             project = options.project_of(source, name, task, recipe, target, weights)
             root = project.root
             builder = options.builder_of(project, screen, timeout, no_cache)
             # Where it goes is settled for every target before minutes are spent on building for the first.
             chosen = [(t, devices_for(t, project.devices(), device, every)) for t in options.targets_of(project)]
-            builder.prepare([(t, backend) for t, _ in chosen])
-            plans += [(builder.build(t, backend, verify=not no_verify), units) for t, units in chosen]
+            builder.prepare([(t, backend) for t, _ in chosen if not ladder.is_auto(builder, t)])
+            with ladders.shown_if_none_fits(screen):
+                plans += [(ladder.make(builder, t, backend, verify=not no_verify), units) for t, units in chosen]
         if fail_on is not None:
-            for built, _ in plans:
-                require_delegated(built)
+            for made, _ in plans:
+                require_delegated(made.built)
         if dry_run:
             _show_plan(screen, plans)
             return
         run, results = new_run(), []
         with options.store_of(root) as store:
-            for built, units in plans:
-                results += deploy_to(
-                    built, units, settings, store, screen, run=run, command=command_line(), tags=tuple(tag or ())
+            for made, units in plans:
+                results += deploy_made(
+                    made, units, settings, store, screen, run=run, command=command_line(), tags=tuple(tag or ())
                 )
-        show_results(screen, results, html)
+        show_results(screen, results, html, ladders.of([made for made, _ in plans]))
 
 
 def artifact_at(source: str | None) -> Path | None:
@@ -108,8 +113,9 @@ def command_line() -> str:
     return shlex.join(["edgekit", *sys.argv[1:]])
 
 
-def show_results(screen: Screen, results: list[Result], html: Path | None) -> None:
-    """The report of some results on the terminal, as JSON, and as HTML where asked for."""
+def show_results(screen: Screen, results: list[Result], html: Path | None, climbed: Sequence[Ladder] = ()) -> None:
+    """The report of some results on the terminal, as JSON, and as HTML where asked for, with the ladders climbed."""
+    from edgekit.flow.rungs import document
     from edgekit.report import json as report_json
     from edgekit.report import terminal
     from edgekit.report.model import build
@@ -120,15 +126,18 @@ def show_results(screen: Screen, results: list[Result], html: Path | None) -> No
 
         report_html.write(report, html)
         screen.note(f"report: {html}")
-    screen.answer(report_json.document(report), *terminal.renderables(report, screen.report_width))
+    shown = report_json.document(report) | ({"ladders": [document(one) for one in climbed]} if climbed else {})
+    screen.answer(shown, *ladders.tables(climbed), *terminal.renderables(report, screen.report_width))
 
 
-def _show_plan(screen: Screen, plans: list[tuple[Built, list[Device]]]) -> None:
+def _show_plan(screen: Screen, plans: list[tuple[Made, list[Device]]]) -> None:
     from edgekit.core.units import format_bytes
+    from edgekit.flow.rungs import title
 
     actions: list[dict[str, Any]] = []
     lines = []
-    for built, units in plans:
+    for made, units in plans:
+        built = made.built
         manifest = built.artifact.manifest
         for unit in units:
             actions.append(
@@ -139,15 +148,22 @@ def _show_plan(screen: Screen, plans: list[tuple[Built, list[Device]]]) -> None:
                     "model": manifest.name,
                     "backend": manifest.backend,
                     "precision": manifest.lowering.precision,
+                    "finalists": [title(rung) for rung in made.ladder.finalists] if made.ladder else [],
                     "artifact_digest": built.artifact.digest,
                     "artifact_bytes": built.artifact.bytes,
                     "runtime": dict(manifest.runtime),
                 }
             )
             runtime = ", ".join(f"{name} {version}" for name, version in manifest.runtime.items())
+            rivals = [title(rung) for rung in made.ladder.finalists] if made.ladder else []
+            if len(rivals) > 1:
+                lines.append(
+                    f"{unit.name}: measure {', '.join(rivals)} there first, and keep the faster; the smallest is:"
+                )
             lines.append(
                 f"{unit.name} ({unit.transport} {unit.address}): push what it lacks of {format_bytes(built.artifact.bytes)}"
                 f" ({manifest.backend}, {manifest.lowering.precision}) and of the runtime ({runtime}), check its outputs"
                 f" there, switch '{manifest.name}' to it, measure"
             )
-    screen.answer({"schema_version": 1, "dry_run": True, "actions": actions}, *lines)
+    climbed = ladders.of([made for made, _ in plans])
+    screen.answer({"schema_version": 1, "dry_run": True, "actions": actions}, *ladders.tables(climbed), *lines)

@@ -19,6 +19,7 @@ from edgekit.cli import (
     init,
     report,
     rollback,
+    sensitivity,
     targets,
     verify,
 )
@@ -48,7 +49,22 @@ def _edgekit(
     """Compress a trained model, convert it for a device, prove it, deploy it there and measure it."""
 
 
-for _module in (init, doctor, targets, devices, compress, compile, verify, deploy, rollback, bench, report, cache):
+_VERBS = (
+    init,
+    doctor,
+    targets,
+    devices,
+    compress,
+    sensitivity,
+    compile,
+    verify,
+    deploy,
+    rollback,
+    bench,
+    report,
+    cache,
+)
+for _module in _VERBS:
     _module.register(app)
 
 

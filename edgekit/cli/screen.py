@@ -64,7 +64,7 @@ class Screen:
         """Say what went wrong and what to do."""
         if self.as_json:
             failure = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
-            self.answer({"schema_version": 1, "error": failure, "exit_code": error.exit_code})
+            self.answer({"schema_version": 1, "error": failure, "exit_code": error.exit_code, **error.details})
         self.err.print(f"error: {error.message}", style="bold red", markup=False)
         if error.hint:
             for line in error.hint.splitlines():

@@ -18,8 +18,8 @@ The number is the exit code of the command line.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 
 class EdgekitError(Exception):
@@ -28,6 +28,7 @@ class EdgekitError(Exception):
     Attributes:
         message: What is wrong, naming the thing.
         hint: What to do next, best a command to type; empty where nothing can be advised.
+        details: What else a JSON document says of it; plain data by name.
     """
 
     exit_code: ClassVar[int] = 3
@@ -36,6 +37,7 @@ class EdgekitError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.details: Mapping[str, Any] = {}
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.hint}" if self.hint else self.message

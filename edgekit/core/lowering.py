@@ -22,6 +22,8 @@ Scheme = Literal[
 `auto` is the ladder: the flow tries schemes and compiles the smallest that keeps the budget; no backend ever sees it.
 """
 
+AUTO: Scheme = "auto"
+
 IoType = Literal["float32", "int8", "uint8"]
 
 InputLayout = Literal["NCHW", "NHWC"]

@@ -29,6 +29,8 @@ class Accuracy:
         device: Metrics of the artifact on the device; empty where it was not run there.
         agreement: Share of examples where the device's largest entry is the source model's, by output name.
         standard_error: Of `device[metric]` where it is a share of examples: sqrt(p (1 − p) / n).
+        host_agreement: As `agreement`, for the artifact on this host.
+        host_standard_error: Of `host[metric]` where it is a share of examples.
     """
 
     metric: str
@@ -40,6 +42,8 @@ class Accuracy:
     device: Mapping[str, float] = field(default_factory=dict)
     agreement: Mapping[str, float] = field(default_factory=dict)
     standard_error: float | None = None
+    host_agreement: Mapping[str, float] = field(default_factory=dict)
+    host_standard_error: float | None = None
 
 
 @dataclass(frozen=True)

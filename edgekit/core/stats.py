@@ -64,6 +64,13 @@ def outliers(values: Sequence[float], threshold: float = 5.0) -> list[int]:
     return [index for index, value in enumerate(values) if abs(value - centre) > threshold * scale]
 
 
+def share_error(value: float | None, examples: int) -> float | None:
+    """The standard error of a share of examples, sqrt(p (1 − p) / n); None for what is no share, and of nothing."""
+    if value is None or not 0 <= value <= 1 or examples < 1:
+        return None
+    return math.sqrt(value * (1 - value) / examples)
+
+
 def summarize(values: Sequence[float]) -> Summary:
     """The statistics shown of a set of samples.
 
@@ -87,3 +94,61 @@ def summarize(values: Sequence[float]) -> Summary:
         std=std,
         cv=std / mean if std is not None and mean else None,
     )
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where a quantity lies, as far as the samples tell.
+
+    Attributes:
+        estimate: Its value on the samples.
+        low: The interval's lower end.
+        high: Its upper end.
+        confidence: How often such intervals hold the true value.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    confidence: float
+
+
+def paired_bootstrap(
+    before: Sequence[float],
+    after: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """The percentile bootstrap interval of the mean of `after - before`, the same examples measured twice.
+
+    Pairs are drawn together (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13): what makes
+    an example hard is in both of its values and cancels out. Drawing pairs with replacement draws how often each
+    distinct difference occurs from a multinomial distribution; scores that are right or wrong have three.
+
+    Args:
+        before: One value an example.
+        after: The value of the same examples, in the same order.
+        confidence: Between 0 and 1.
+        resamples: How many times the examples are drawn anew.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: There are no values or not equally many, one is not finite, or `confidence` is out of range.
+    """
+    import numpy as np
+
+    if not before or len(before) != len(after):
+        raise ValueError(f"{len(before)} values before and {len(after)} after are no pairs")
+    if not 0 < confidence < 1:
+        raise ValueError(f"a confidence of {confidence} is not between 0 and 1")
+    differences = np.asarray(after, np.float64) - np.asarray(before, np.float64)
+    if not np.isfinite(differences).all():
+        raise ValueError("a value is not finite")
+    values, counts = np.unique(differences, return_counts=True)
+    count = len(differences)
+    drawn = np.random.default_rng(seed).multinomial(count, counts / count, size=resamples)
+    tail = 100 * (1 - confidence) / 2
+    low, high = np.percentile(drawn @ values / count, [tail, 100 - tail])
+    return Interval(float(differences.mean()), float(low), float(high), confidence)

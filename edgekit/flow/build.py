@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit._version import __version__
+from edgekit.backends._quantize.modules import schemes_by_module
 from edgekit.backends.base import Backend, CompileRequest
 from edgekit.backends.base import registry as backends
 from edgekit.core import schema
@@ -17,7 +18,7 @@ from edgekit.core.artifact import BUILD, Artifact, load_artifact
 from edgekit.core.errors import ConfigError, MissingExtraError, UnsupportedModelError
 from edgekit.core.extras import code_of_package
 from edgekit.core.files import sha256_text, write_atomic
-from edgekit.core.lowering import Lowering
+from edgekit.core.lowering import AUTO, Lowering
 from edgekit.core.progress import Progress
 from edgekit.core.target import Target
 from edgekit.core.task import SPLITS, Split
@@ -29,6 +30,7 @@ from edgekit.flow.imported import as_torch
 from edgekit.flow.pipeline import Tools, check_budget, compress, metrics_of
 from edgekit.flow.project import Project
 from edgekit.flow.recipe import Recipe, Verify
+from edgekit.flow.sensitivity import layers_of
 from edgekit.flow.sidebyside import side_by_side
 from edgekit.flow.source import load_source
 from edgekit.flow.state import ModelState
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from edgekit.core.task import Array
 
 
-_CALIBRATED = ("static", "weight_only", "dynamic")
+_CALIBRATED = ("static", "weight_only", "dynamic", "palette")
 """Schemes that examples make better: they set ranges, or say which rounding of a weight costs least."""
 
 
@@ -146,26 +148,47 @@ class Builder:
             VerificationError: The artifact does not compute what the model computes.
             BudgetError: It loses more of the metric than the recipe allows.
         """
-        plan = self._plan(target, backend_name)
-        artifact = self._made(plan, self.progress)
-        cached = plan.cached and plan.key not in self._converted
-        built = (
-            self._compared(artifact, target, cached, plan.state)
-            if verify
-            else self._unverified(artifact, target, cached)
-        )
+        built = self.made(target, backend_name, verify=verify)
         if built.host is not None:
-            require_parity(artifact, built.host.verification)
+            require_parity(built.artifact, built.host.verification)
         budget = self.project.recipe_for(target).budget
         if budget is not None and "validation" in built.host_metrics:
             check_budget(
                 budget,
                 dict(built.source_metrics["validation"]),
                 dict(built.host_metrics["validation"]),
-                f"{artifact.manifest.lowering.precision} on {plan.backend.name}",
+                f"{built.artifact.manifest.lowering.precision} on {built.artifact.manifest.backend}",
                 self.tools,
             )
         return built
+
+    def made(
+        self,
+        target: Target,
+        backend_name: str | None = None,
+        lowering: Lowering | None = None,
+        *,
+        verify: bool = True,
+    ) -> Built:
+        """The artifact for a target, compared with the model and not yet judged; see `build`.
+
+        Args:
+            target: What it is for.
+            backend_name: One of the target's backends; its first where None.
+            lowering: In place of the recipe's.
+            verify: Whether it is run on this host.
+        """
+        plan = self._plan(target, backend_name, lowering)
+        artifact = self._made(plan, self.progress)
+        cached = plan.cached and plan.key not in self._converted
+        if not verify:
+            return self._unverified(artifact, target, cached)
+        return self._compared(artifact, target, cached, plan.state)
+
+    def state_for(self, target: Target, backend: Backend) -> ModelState:
+        """The model after the recipe's passes, in a form that the backend reads."""
+        state = self.compressed(self.project.recipe_for(target))
+        return state if state.info.format in backend.reads else as_torch(state, self.tools)
 
     def prepare(self, wanted: Sequence[tuple[Target, str | None]]) -> None:
         """Make the artifacts of several targets and backends side by side, as far as memory allows.
@@ -185,17 +208,20 @@ class Builder:
             side_by_side([functools.partial(self._made, plan) for plan in plans.values()], self.progress)
         self._converted |= plans.keys()
 
-    def _plan(self, target: Target, backend_name: str | None) -> _Plan:
+    def _plan(self, target: Target, backend_name: str | None, lowering: Lowering | None = None) -> _Plan:
         """What has to be made, with everything refused that can be refused before it is."""
-        lowering = self.project.recipe_for(target).lowering
+        lowering = lowering or self.project.recipe_for(target).lowering
+        if lowering.precision == AUTO:
+            raise ConfigError(
+                f"The scheme {AUTO} stands for several: only `compile` and `deploy` climb its ladder.",
+                "Name one scheme in the recipe's lowering.quantize.",
+            )
         backend = choose_backend(target, backend_name)
         source = self.project.root / split_source(self.project.source)[0]
         if not source.exists():
             raise ConfigError(f"There is no file '{source}'.", "Check `source:` in edgekit.yaml, or the path as typed.")
         backend.refuse_unsupported(backend.reads[0], (), lowering, target)
-        state = self.compressed(self.project.recipe_for(target))
-        if state.info.format not in backend.reads:
-            state = as_torch(state, self.tools)
+        state = self.state_for(target, backend)
         backend.refuse_unsupported(state.info.format, state.info.outputs, lowering, target)
         calibration = self._calibration(lowering)
         key = self._artifact_key(backend, state, lowering, target, calibration)
@@ -205,6 +231,9 @@ class Builder:
                 f"Converting with the backend '{backend.name}' needs a package that is not installed.",
                 f"pip install 'edgekit[{backend.extra}]'",
             )
+        if lowering.overrides and not cached and state.info.format == "pt2":
+            # A path that fits nothing is said before minutes are spent on a conversion.
+            schemes_by_module([layer.path for layer in layers_of(state, self.tools)], lowering.overrides, "")
         return _Plan(backend, state, lowering, target, calibration, key, cached)
 
     def _made(self, plan: _Plan, progress: Progress) -> Artifact:
@@ -260,6 +289,8 @@ class Builder:
         if quantize is None or not quantize.scheme.startswith(_CALIBRATED):
             return None
         if self.data is not None and self.data.split("calibration") is not None:
+            if quantize.scheme.startswith("static"):
+                self._refuse_constant(self.data, quantize.calibration)
             return self.data.folder / "calibration"
         if not quantize.scheme.startswith("static"):
             return None
@@ -268,6 +299,26 @@ class Builder:
             f"The scheme {quantize.scheme} needs calibration examples, and {lacking}.",
             "In edgekit.yaml: task: task.py:NAME, with examples('calibration') yielding batches of inputs.",
         )
+
+    def _refuse_constant(self, data: DataSet, count: int) -> None:
+        """Examples that are all the same value set no range: one such input is told, nothing but such inputs refused."""
+        import numpy as np
+
+        floats = {spec.name for spec in self.source.info.inputs if spec.dtype.startswith("float")}
+        constant = {}
+        for name, path in data.inputs("calibration").items():
+            values = np.load(path, mmap_mode="r")[:count]
+            if name in floats and values.size and values.min() == values.max():
+                constant[name] = float(values.flat[0])
+        said = ", ".join(f"'{name}' is {value:g}" for name, value in constant.items())
+        if floats and constant.keys() == floats:
+            raise ConfigError(
+                f"The calibration examples are all the same: {said} throughout. No range of activations can be read off"
+                " them.",
+                f"Let examples('calibration') of {data.label} yield inputs as the model will see them.",
+            )
+        if constant:
+            self.progress.warn(f"In the calibration examples {said} throughout: its range is that one value.")
 
     def _artifact_key(
         self, backend: Backend, state: ModelState, lowering: Lowering, target: Target, calibration: Path | None

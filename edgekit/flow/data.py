@@ -252,12 +252,25 @@ def _write(task: Task, work: Path, reference: str) -> dict[str, SplitIndex]:
                     "All examples of an input have one shape and one type: resize or pad them.",
                 )
             joined = np.concatenate(parts, axis=0)
-            if joined.dtype.kind == "f" and not np.isfinite(joined).all():
-                raise ConfigError(f"{reference}.examples('{split}') yields values of '{name}' that are not finite.")
+            _refuse_not_finite(joined, f"{reference}.examples('{split}')", name)
             np.save(folder / f"{name}.npy", joined)
             digests[name] = sha256_file(folder / f"{name}.npy")
         found[split] = SplitIndex(sum(sizes), tuple(sizes), digests)
     return found
+
+
+def _refuse_not_finite(values: Array, whose: str, name: str) -> None:
+    import numpy as np
+
+    if values.dtype.kind != "f":
+        return
+    bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+    if bad.size:
+        others = f" and of {bad.size - 1} more" if bad.size > 1 else ""
+        raise ConfigError(
+            f"{whose} yields values of '{name}' that are not finite: of example {bad[0]}{others}, counted from 0.",
+            "Mend or leave out those examples: a range of activations, or a metric, of NaN or infinity means nothing.",
+        )
 
 
 def _label(reference: str) -> str:

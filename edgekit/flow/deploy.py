@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from edgekit.core.device import LOCAL, Device, choose_devices
 from edgekit.core.errors import ConfigError, EdgekitError, MissingExtraError, UnsupportedModelError
 from edgekit.core.progress import Progress
 from edgekit.core.result import Result
 from edgekit.core.target import Target
+from edgekit.core.units import format_bytes
 from edgekit.flow.build import Built
+from edgekit.flow.ladder import Made, fastest
 from edgekit.flow.measure import Settings, new_run, visit
+from edgekit.flow.rungs import Rung, title
 from edgekit.flow.store import Store
 from edgekit.flow.verify import local_device
 from edgekit.runners.base import registry as runners
@@ -116,3 +120,56 @@ def deploy(
     if failures:
         raise failures[0]
     return results
+
+
+def deploy_made(
+    made: Made,
+    devices: Sequence[Device],
+    settings: Settings,
+    store: Store,
+    progress: Progress,
+    *,
+    run: str | None = None,
+    command: str = "",
+    tags: tuple[str, ...] = (),
+) -> list[Result]:
+    """Deploy what `ladder.make` gave.
+
+    Where a ladder was climbed its finalists are measured on each device first, and the faster one is deployed there; of
+    equally fast ones the smaller.
+
+    Raises:
+        EdgekitError: The first error of a device.
+    """
+    ladder = made.ladder
+    if ladder is None:
+        return deploy(made.built, devices, settings, store, progress, run=run, command=command, tags=tags)
+    results = []
+    for device in devices:
+        built = _fastest_on(device, ladder.finalists, settings, progress).built or made.built
+        results += deploy(built, [device], settings, store, progress, run=run, command=command, tags=tags)
+    return results
+
+
+def _fastest_on(device: Device, finalists: Sequence[Rung], settings: Settings, progress: Progress) -> Rung:
+    if len(finalists) == 1:
+        progress.note(f"{device.name}: {title(finalists[0])} is the only one inside the budget")
+        return finalists[0]
+    once = replace(settings, processes=1, accuracy=False)
+    times: dict[str, list[float]] = {}
+    run = new_run()
+    # In turns: what else happens on a device then falls on all of them alike.
+    for _ in range(settings.processes):
+        for rung in finalists:
+            if rung.built is not None:
+                result = visit(rung.built, device, once, progress, run=run, release=False)
+                latency = result.measured("latency_ms")
+                times.setdefault(title(rung), []).extend(latency.values if latency is not None else ())
+    kept, medians = fastest(finalists, times)
+    for rung in finalists:
+        median = medians.get(title(rung))
+        speed = f"{median:.3g} ms" if median is not None else "not measured"
+        progress.note(
+            f"{device.name}: {title(rung)}: median {speed}, {format_bytes(rung.bytes)}{', kept' if rung is kept else ''}"
+        )
+    return kept

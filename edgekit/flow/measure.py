@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
-import math
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from edgekit.backends.base import registry as backends
-from edgekit.core import schema
+from edgekit.core import schema, stats
 from edgekit.core.artifact import Parity
 from edgekit.core.device import LOCAL, Device
 from edgekit.core.errors import StableDeviceError, TransientDeviceError
@@ -24,8 +23,8 @@ from edgekit.core.run_output import RunOutput
 from edgekit.core.target import Target
 from edgekit.core.task import Split
 from edgekit.core.workload import Workload
+from edgekit.flow.accuracy import accuracy_of, agreements
 from edgekit.flow.build import Built
-from edgekit.flow.verify import agreement
 from edgekit.runners.base import HealthCheck, Job
 from edgekit.runners.base import registry as runners
 from edgekit.transports.base import Transport, connect
@@ -217,34 +216,14 @@ def _parity(built: Built) -> tuple[Parity, ...]:
 
 
 def _accuracy(built: Built, output: RunOutput) -> Accuracy | None:
-    data = built.data
-    index = data.split(_REPORTED) if data is not None else None
-    if data is None or index is None or _REPORTED not in built.source_metrics:
+    on_host = accuracy_of(built, _REPORTED)
+    if on_host is None or built.data is None:
         return None
     files = output.outputs.get(_REPORTED, {})
-    device = data.score(files, _REPORTED) if files else {}
-    value = device.get(data.metric)
-    share = value is not None and 0 <= value <= 1
-    return Accuracy(
-        metric=data.metric,
-        direction=data.direction,
-        split=_REPORTED,
-        examples=index.examples,
-        source=built.source_metrics[_REPORTED],
-        host=built.host_metrics.get(_REPORTED, {}),
+    device = built.data.score(files, _REPORTED) if files else {}
+    return replace(
+        on_host,
         device=device,
-        agreement=_agreement(built.source_outputs.get(_REPORTED, {}), files),
-        standard_error=math.sqrt(value * (1 - value) / index.examples) if share and value is not None else None,
+        agreement=agreements(built.source_outputs.get(_REPORTED, {}), files),
+        standard_error=stats.share_error(device.get(on_host.metric), on_host.examples),
     )
-
-
-def _agreement(reference: Mapping[str, Path], files: Mapping[str, Path]) -> dict[str, float]:
-    import numpy as np
-
-    found = {}
-    for name, path in reference.items():
-        if name in files:
-            share = agreement(np.load(path, mmap_mode="r"), np.load(files[name], mmap_mode="r"))
-            if share is not None:
-                found[name] = share
-    return found

@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from edgekit.core import schema
-from edgekit.core.errors import ConfigError
-from edgekit.core.lowering import Lowering
+from edgekit.core.errors import ConfigError, nearest
+from edgekit.core.lowering import AUTO, Lowering, Scheme
 from edgekit.core.schema import Document
 from edgekit.passes.base import Pass, registry
 
@@ -101,7 +101,20 @@ def parse_recipe(document: Document) -> Recipe:
         )
     if raw.verify.min_cosine is not None and not -1 <= raw.verify.min_cosine <= 1:
         raise ConfigError(f"{document.where('verify', 'min_cosine')}: a cosine is between -1 and 1.")
+    _check_overrides(document, raw.lowering)
     return Recipe(tuple(passes), raw.lowering, raw.budget, raw.verify, document.source)
+
+
+def _check_overrides(document: Document, lowering: Lowering) -> None:
+    known = ("float32", *(scheme for scheme in get_args(Scheme) if scheme != AUTO))
+    for path, scheme in lowering.overrides.items():
+        if scheme not in known:
+            guess = nearest(scheme, known)
+            raise ConfigError(
+                f"{document.where('lowering', 'overrides', path)}: a layer cannot be lowered as '{scheme}'."
+                f"{f' Did you mean {guess!r}?' if guess else ''}",
+                f"One of: {', '.join(known)}.",
+            )
 
 
 def _make(document: Document, index: int, entry: Mapping[str, Any]) -> Pass:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,6 +155,47 @@ def tradeoff(group: Group, palette: dict[str, str]) -> Chart | None:
         if row.score
     ]
     return Chart(f"Latency{_emulated(group)}, {metric} and size (area)", "; ".join(points), _plain(figure))
+
+
+def dots(title: str, axis: str, rows: Sequence[str], series: Mapping[str, Mapping[str, float]]) -> Chart:
+    """A dot for each row and series, such as the signal-to-noise ratio by layer and precision.
+
+    Args:
+        title: What it shows.
+        axis: What the values are, with their unit.
+        rows: The rows, the first on top.
+        series: For each series its values by row; a row without one has no dot.
+    """
+    go = _plotly()
+    figure = go.Figure()
+    for place, (name, values) in enumerate(series.items()):
+        shown = [row for row in rows if row in values]
+        figure.add_trace(
+            go.Scatter(
+                x=[values[row] for row in shown],
+                y=[_text(row) for row in shown],
+                mode="markers",
+                name=_text(name),
+                marker={"size": 10, "color": PALETTE[place % len(PALETTE)], "symbol": place % 5, "opacity": 0.85},
+                hovertemplate="%{y}: %{x:.4g}<extra>" + _text(name) + "</extra>",
+            )
+        )
+    figure.update_layout(_layout(len(rows), row_height=24, axis_height=46) | {"height": max(240, 24 * len(rows) + 110)})
+    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+    figure.update_layout(margin={"l": 4, "r": 12, "t": 40, "b": 46})
+    figure.update_xaxes(title={"text": _text(axis), "standoff": 6}, showgrid=True, nticks=8)
+    figure.update_yaxes(
+        autorange="reversed",
+        showgrid=True,
+        type="category",
+        categoryorder="array",
+        categoryarray=[_text(row) for row in rows],
+    )
+    told = [
+        f"{name}: " + ", ".join(f"{row} {number(values[row])}" for row in rows if row in values)
+        for name, values in series.items()
+    ]
+    return Chart(title, "; ".join(told), _plain(figure))
 
 
 def plotly_source() -> str:

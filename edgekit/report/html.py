@@ -39,6 +39,19 @@ def render(report: Report) -> str:
     Raises:
         MissingExtraError: The extra `report` is not installed.
     """
+    return page("report.html.j2", **_context(report))
+
+
+def page(template: str, **context: Any) -> str:
+    """One self-contained page: a template of this package, with plotly's source for its plots.
+
+    Args:
+        template: The name of its file.
+        context: What it shows.
+
+    Raises:
+        MissingExtraError: The extra `report` is not installed.
+    """
     jinja2 = require("jinja2", "report", "The HTML report")
     source = charts.plotly_source()
     # The template's name ends in .j2, from which jinja would not tell that it is HTML: escaping is always on.
@@ -49,7 +62,7 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    text: str = environment.get_template("report.html.j2").render(**_context(report), plotly_source=source)
+    text: str = environment.get_template(template).render(**context, plotly_source=source)
     return text
 
 

@@ -58,11 +58,12 @@ class Score:
         source: Of the source model in its own framework.
         host: Of the artifact on the host.
         device: Of the artifact on the device.
-        standard_error: Of the device's figure.
+        standard_error: Of the device's figure; of the host's where it was not run on a device.
         split: Which split.
         examples: How many examples.
         share: Whether it is a share of examples, to be shown in percent.
-        agreement: Share of examples where the device says what the source model says; the worst output.
+        agreement: Share of examples where the device, or the host where it was not run on one, says what the source
+            model says; the worst output.
     """
 
     metric: str
@@ -324,10 +325,11 @@ def _score(result: Result) -> Score | None:
     if accuracy is None:
         return None
     shown = {place: finite(getattr(accuracy, place).get(accuracy.metric)) for place in ("source", "host", "device")}
-    error = finite(accuracy.standard_error)
+    on_device = shown["device"] is not None
+    error = finite(accuracy.standard_error if on_device else accuracy.host_standard_error)
     values = [value for value in shown.values() if value is not None]
     named = any(word in accuracy.metric.lower() for word in ("top1", "top5", "top_1", "top_5", "accuracy"))
-    agreements = [value for value in accuracy.agreement.values() if math.isfinite(value)]
+    agreements = [v for v in (accuracy.agreement or accuracy.host_agreement).values() if math.isfinite(v)]
     return Score(
         metric=accuracy.metric,
         source=shown["source"],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import pkgutil
 from collections import ChainMap
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +129,76 @@ class ReferenceEvaluator:
             for name, value in self._kept.items()
             if isinstance(value, self._torch.Tensor) and value.is_floating_point()
         }
+
+    def with_block(self, block: Block) -> ReferenceEvaluator:
+        """The evaluator of a changed main block with the same weights, which can be changed apart from these.
+
+        The converter uses it to see what a program computes that is not written yet.
+        """
+        other = copy.copy(self)
+        package, function = self.package, self.package.function
+        other.package = replace(package, function=replace(function, block=block))
+        other._constants = self._constants | {id(block): dict(self._constants[id(function.block)])}
+        other._last_use = _last_uses(block)
+        other._kept = {}
+        return other
+
+    def set_constant(self, name: str, value: Array) -> None:
+        """Have another value for a constant of the main block, or one more constant."""
+        self._constants[id(self.package.function.block)][name] = as_tensor(self._torch, value)
+
+    def constant_of(self, operation: Operation, parameter: str, default: Any = None) -> Any:
+        """A constant argument of an operation of the main block, a tensor or a string; `default` where it has none."""
+        if parameter not in operation.inputs:
+            return default
+        return self._argument(operation.inputs[parameter], self._constants[id(self.package.function.block)])
+
+    def bound(self, inputs: Mapping[str, Array]) -> dict[str, Any]:
+        """The inputs as the program's values, by name.
+
+        Raises:
+            ConfigError: An input is missing, unknown, or of another shape.
+        """
+        return dict(self._bound(inputs))
+
+    def step(self, index: int, scope: MutableMapping[str, Any]) -> None:
+        """Compute one operation of the main block; what it gives is added to `scope`, what is read no more leaves it.
+
+        Args:
+            index: Its place.
+            scope: Values by name, constants left out.
+        """
+        block = self.package.function.block
+        operation = block.operations[index]
+        if operation.kind != "const" and operation.kind not in constexpr.KINDS:
+            values = self._apply(operation, ChainMap(scope, self._constants[id(block)]))
+            scope.update(zip((output.name for output in operation.outputs), values, strict=True))
+        for name in self._last_use.get(index, ()):
+            scope.pop(name, None)
+
+    def compute(self, operation: Operation, given: Mapping[str, Any]) -> Any:
+        """What an operation of the main block gives, not rounded to its type.
+
+        Args:
+            operation: The operation.
+            given: Arguments in place of its own, tensors or arrays; None for one to leave out.
+        """
+        import numpy as np
+
+        constants = self._constants[id(self.package.function.block)]
+        values = {
+            name: self._argument(arguments, constants)
+            for name, arguments in operation.inputs.items()
+            if name not in given
+        }
+        replaced = {
+            name: as_tensor(self._torch, value) if isinstance(value, np.ndarray) else value
+            for name, value in given.items()
+        }
+        with self._torch.no_grad():
+            return self._table[operation.kind](
+                self._torch, Args(operation.kind, operation.label, {**values, **replaced})
+            )
 
     def _refuse_unknown(self) -> None:
         if self.package.states:

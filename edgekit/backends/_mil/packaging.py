@@ -1,4 +1,4 @@
-"""Writing of an `.mlpackage`: weight compression, metadata, and the same bytes for the same model.
+"""Writing of an `.mlpackage`: metadata, and the same bytes for the same model.
 
 It is the converter's side; the evaluator does not use it.
 """
@@ -12,44 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekit.core.errors import UnsupportedModelError
 from edgekit.core.extras import require
 from edgekit.core.files import write_atomic
 
 _WHY = "the backend coreml"
 _EXTRA = "coreml"
 _CONVERSION_DATE = "com.github.apple.coremltools.conversion_date"
-_PALETTE_BITS: Mapping[str, int] = {"palette_4": 4, "palette_2": 2, "palette_1": 1}
-
-
-def compressed(model: Any, scheme: str) -> Any:
-    """The model with its weights compressed.
-
-    Raises:
-        UnsupportedModelError: The scheme changes nothing in this model.
-    """
-    co = require("coremltools.optimize.coreml", _EXTRA, _WHY)
-    if scheme == "weight_only_wi8_afp32":
-        options = co.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8")
-        smaller = co.linear_quantize_weights(model, co.OptimizationConfig(global_config=options))
-    elif scheme in _PALETTE_BITS:
-        options = co.OpPalettizerConfig(mode="kmeans", nbits=_PALETTE_BITS[scheme])
-        smaller = co.palettize_weights(model, co.OptimizationConfig(global_config=options))
-    else:
-        return model
-    if _constexpr_count(smaller) == _constexpr_count(model):
-        raise UnsupportedModelError(
-            f"The scheme {scheme} changes nothing in this model: it has no weight of {options.weight_threshold} or more"
-            " elements that Core ML could compress.",
-            "Leave the scheme out, or use float16.",
-        )
-    return smaller
-
-
-def _constexpr_count(model: Any) -> int:
-    functions = model.get_spec().mlProgram.functions.values()
-    blocks = [block for function in functions for block in function.block_specializations.values()]
-    return sum(operation.type.startswith("constexpr_") for block in blocks for operation in block.operations)
 
 
 def save(model: Any, path: Path, metadata: Mapping[str, str]) -> None:

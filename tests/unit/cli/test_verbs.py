@@ -23,6 +23,7 @@ VERBS = [
     ("devices", "probe"),
     ("devices", "trust"),
     ("compress",),
+    ("sensitivity",),
     ("compile",),
     ("verify",),
     ("deploy",),
