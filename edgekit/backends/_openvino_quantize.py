@@ -1,20 +1,47 @@
-"""Quantization with NNCF, and storage in float16; each refuses when it would change nothing."""
+"""Quantization of OpenVINO models, layer by layer as a lowering says; each scheme refuses when it would change nothing."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import dataclass
 from typing import Any
 
-from edgekit.backends.base import CompileRequest, calibration_batches
+from edgekit.backends._openvino.plan import FLOAT, Plan, plan_of
+from edgekit.backends._openvino.runtime import EXTRA, WHY
+from edgekit.backends.base import CompileRequest, Issue
 from edgekit.core.errors import UnsupportedModelError
 from edgekit.core.extras import require
+from edgekit.core.lowering import Lowering
 
-EXTRA = "openvino"
-WHY = "the backend openvino"
-SCHEMES = ("float16", "static_wi8_ai8", "weight_only_wi8_afp32")
-_INTEGERS = ("i8", "u8")
+SCHEMES = (
+    "float16",
+    "static_wi8_ai8",
+    "weight_only_wi8_afp32",
+    "dynamic_wi8_afp32",
+    "weight_only_wi4_afp32",
+    "palette_4",
+    "palette_2",
+    "palette_1",
+)
+_OVERRIDES = (FLOAT, *(scheme for scheme in SCHEMES if scheme != "dynamic_wi8_afp32"))
+_INTEGERS = ("i8", "u8", "i4", "u4", "u2", "u1")
 _FLOATS = ("f32", "f64")
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What quantization made.
+
+    Attributes:
+        model: The model.
+        notes: What was decided, in sentences.
+        half: Whether what is still float32 in it is to be saved in float16.
+    """
+
+    model: Any
+    notes: tuple[str, ...] = ()
+    half: bool = False
 
 
 def block_telemetry() -> None:
@@ -23,55 +50,78 @@ def block_telemetry() -> None:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None is how an import is blocked
 
 
-def quantized(model: Any, request: CompileRequest, device: str) -> Any:
-    """The model under the request's scheme; inputs and outputs stay as they are.
+def override_issues(lowering: Lowering) -> list[Issue]:
+    """Schemes of single layers that OpenVINO does not have."""
+    return [
+        Issue(
+            f"scheme {scheme}",
+            "OpenVINO has it for all layers at once" if scheme in SCHEMES else "OpenVINO does not have it",
+            f"overrides: {path}",
+            hint=f"Layers can have: {', '.join(_OVERRIDES)}.",
+        )
+        for path, scheme in lowering.overrides.items()
+        if scheme not in _OVERRIDES
+    ]
+
+
+def quantized(model: Any, request: CompileRequest, device: str) -> Quantized:
+    """The model under the request's scheme and overrides; inputs and outputs stay as they are.
 
     Raises:
+        ConfigError: An override fits no layer.
         UnsupportedModelError: The scheme changes nothing in this model, or lacks calibration examples.
     """
-    scheme = request.lowering.precision
-    if scheme == "float16":
+    lowering = request.lowering
+    scheme = lowering.precision
+    if scheme == "float16" and not lowering.overrides:
         # save_model does the work; there has to be something to store in half.
-        changed, result = _constants(model, _FLOATS) > 0, model
-    else:
-        before = _constants(model, _INTEGERS)
-        result = _static(model, request, device) if scheme == "static_wi8_ai8" else _weights(model)
-        changed = _constants(result, _INTEGERS) > before or _fake_quantized(result)
+        return Quantized(_changed(model, request, _constants(model, _FLOATS) > 0), half=True)
+    plan = plan_of(model, request)
+    if scheme == "dynamic_wi8_afp32" and not _has_product(plan, model):
+        raise UnsupportedModelError(
+            f"The scheme {scheme} changes nothing in {request.source}: OpenVINO quantizes the data of matrix products as"
+            " they come, and this model has none with weights.",
+            "Use static_wi8_ai8 or weight_only_wi8_afp32.",
+        )
+    before = _constants(model, _INTEGERS) + _constants(model, ("f16",))
+    _quiet()
+    result, notes = _by_plan(model, plan, request, device)
+    after = _constants(result, _INTEGERS) + _constants(result, ("f16",))
+    return Quantized(_changed(result, request, after > before or _fake_quantized(result)), notes)
+
+
+def _by_plan(model: Any, plan: Plan, request: CompileRequest, device: str) -> tuple[Any, tuple[str, ...]]:
+    from edgekit.backends._openvino.static import static_int8
+    from edgekit.backends._openvino.weights import set_activations, weights_only
+
+    scheme = request.lowering.precision
+    is_static = scheme == "static_wi8_ai8" or bool(plan.with_scheme("static_wi8_ai8"))
+    result, notes = static_int8(model, plan, request, device) if is_static else weights_only(model, plan, request)
+    if any(one not in ("static_wi8_ai8", "float16", FLOAT) for one in plan.schemes.values()):
+        set_activations(result, dynamic=scheme == "dynamic_wi8_afp32")
+    return result, notes
+
+
+def _has_product(plan: Plan, model: Any) -> bool:
+    from edgekit.backends._openvino.layers import layers_of
+
+    return any(layer.kind == "MatMul" and plan.bits.get(layer.key) == 8 for layer in layers_of(model))
+
+
+def _quiet() -> None:
+    block_telemetry()
+    require("nncf", EXTRA, WHY)
+    logging.getLogger("nncf").setLevel(logging.WARNING)
+
+
+def _changed(model: Any, request: CompileRequest, changed: bool) -> Any:  # what was found, no option
     if not changed:
         raise UnsupportedModelError(
-            f"The scheme {scheme} changes nothing in {request.source}: it has no weights that OpenVINO quantizes.",
+            f"The scheme {request.lowering.precision} changes nothing in {request.source}: it has no weights that"
+            " OpenVINO quantizes.",
             "Leave out `quantize` for this model.",
         )
-    return result
-
-
-def _nncf() -> Any:
-    block_telemetry()
-    nncf = require("nncf", EXTRA, WHY)
-    logging.getLogger("nncf").setLevel(logging.WARNING)
-    return nncf
-
-
-def _static(model: Any, request: CompileRequest, device: str) -> Any:
-    nncf = _nncf()
-    examples = list(calibration_batches(request))
-    transformer = any(op.get_type_name() == "ScaledDotProductAttention" for op in model.get_ops())
-    devices = {"CPU": nncf.TargetDevice.CPU, "GPU": nncf.TargetDevice.GPU, "NPU": nncf.TargetDevice.NPU}
-    try:
-        return nncf.quantize(
-            model,
-            nncf.Dataset(examples),
-            subset_size=len(examples),
-            target_device=devices.get(device, nncf.TargetDevice.ANY),
-            model_type=nncf.ModelType.TRANSFORMER if transformer else None,
-        )
-    except nncf.ValidationError as error:
-        raise UnsupportedModelError(f"NNCF cannot quantize {request.source}: {error}") from error
-
-
-def _weights(model: Any) -> Any:
-    nncf = _nncf()
-    return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    return model
 
 
 def _constants(model: Any, kinds: tuple[str, ...]) -> int:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from edgekit.backends._litert import flatbuffer, operators
+from edgekit.backends._litert import flatbuffer, operators, requests
 from edgekit.backends._litert.batches import require_equal
 from edgekit.backends._litert.conversion import EXTRA, SIGNATURE, signatures, to_flatbuffer
 from edgekit.backends._litert.interface import artifact_specs, shown_axes
@@ -61,20 +61,11 @@ class LiteRt(Backend):
     ) -> list[Issue]:
         """See `Backend.unsupported`."""
         issues = super().unsupported(program_format, outputs, lowering, target)
-        if _has_integer_io(lowering):
-            issues += [
-                Issue("io", f"the output '{spec.name}' is {spec.dtype} in the model already")
-                for spec in outputs
-                if spec.dtype in ("int8", "uint8")
-            ]
-            if lowering.precision != "static_wi8_ai8":
-                reason = f"{lowering.precision} computes in float, and has float inputs and outputs"
-                hint = "Leave out `io`, or use the scheme static_wi8_ai8."
-                issues.append(Issue(f"io {lowering.quantize.io if lowering.quantize else ''}", reason, hint=hint))
-        if lowering.overrides:
-            layers = ", ".join(sorted(lowering.overrides))
-            issues.append(Issue("overrides", "edgekit quantizes all layers alike for LiteRT", layers))
-        return issues
+        return [*issues, *requests.unsupported_options(lowering, outputs)]
+
+    def computed_precision(self, lowering: Lowering, target: Target) -> str:
+        """See `Backend.computed_precision`: the coarsest of all layers'."""
+        return requests.coarsest(lowering)
 
     def unsupported_operators(self, exported: Any, lowering: Lowering) -> list[Issue]:
         """See `Backend.unsupported_operators`."""
@@ -86,7 +77,7 @@ class LiteRt(Backend):
         require_loadable(content, request.source)
         require_equal(content, signatures(request))
         notes: tuple[str, ...] = ()
-        if request.lowering.quantize is not None:
+        if request.lowering.quantize is not None or request.lowering.overrides:
             content, notes = quantized(content, request, request.lowering.quantize)
         model = flatbuffer.read(content)
         inputs, outputs, changed = artifact_specs(request, flatbuffer.signature_types(model, SIGNATURE))
@@ -107,7 +98,7 @@ class LiteRt(Backend):
         axes = shown_axes(manifest.lowering, manifest.inputs, manifest.changed)
         if axes:
             own["permute"] = axes
-        if _has_integer_io(manifest.lowering):
+        if requests.has_integer_io(manifest.lowering):
             own["float_io"] = True
         if len(manifest.lowering.batch_sizes) > 1:
             own["signature"] = SIGNATURE
@@ -116,13 +107,9 @@ class LiteRt(Backend):
     def driven(self, artifact: Artifact) -> Artifact:
         """See `Backend.driven`."""
         manifest = artifact.manifest
-        if not _has_integer_io(manifest.lowering):
+        if not requests.has_integer_io(manifest.lowering):
             return artifact
         floats = tuple(
             replace(spec, dtype="float32") if spec.dtype in ("int8", "uint8") else spec for spec in manifest.outputs
         )
         return replace(artifact, manifest=replace(manifest, outputs=floats))
-
-
-def _has_integer_io(lowering: Lowering) -> bool:
-    return lowering.quantize is not None and lowering.quantize.io != "float32"

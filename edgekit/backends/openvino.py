@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from edgekit.backends import _graph
 from edgekit.backends import _openvino_recurrent as recurrent
 from edgekit.backends._openvino_pooling import drop_added_axes
-from edgekit.backends._openvino_quantize import SCHEMES, block_telemetry, quantized
+from edgekit.backends._openvino_quantize import SCHEMES, block_telemetry, override_issues, quantized
 from edgekit.backends.base import Backend, CompileRequest, Converted, Issue
 from edgekit.core.artifact import Manifest
 from edgekit.core.errors import ConfigError, UnsupportedModelError, nearest
@@ -78,10 +78,7 @@ class OpenVino(Backend):
             issues.append(
                 Issue(f"io: {lowering.quantize.io}", "OpenVINO keeps the model's types", hint="Leave out io.")
             )
-        if lowering.overrides:
-            layers = ", ".join(sorted(lowering.overrides))
-            issues.append(Issue("overrides", "edgekit lowers all layers alike for OpenVINO", layers))
-        return issues
+        return issues + override_issues(lowering)
 
     def unsupported_operators(self, exported: Any, lowering: Lowering) -> list[Issue]:
         """See `Backend.unsupported_operators`: what OpenVINO's reader of torch programs says it has no rule for.
@@ -191,10 +188,12 @@ def _convert(request: CompileRequest, out: Path, refuse: Callable[[Any, CompileR
     _pin(ov, model, request)
     # Before NNCF as well, which derives names of its own from these.
     _name_by_place(model)
-    if request.lowering.quantize is not None:
-        model = quantized(model, request, options.device)
+    notes: tuple[str, ...] = ()
+    half = options.precision == "float16"
+    if request.lowering.quantize is not None or request.lowering.overrides:
+        made = quantized(model, request, options.device)
+        model, notes, half = made.model, made.notes, half or made.half
     _name_by_place(model)
-    half = request.lowering.precision == "float16" or options.precision == "float16"
     ov.save_model(model, str(out / MAIN), compress_to_fp16=half)
     _drop_paths(out / MAIN)
     inputs = tuple(_as_converted(spec, port) for spec, port in zip(request.inputs, model.inputs, strict=True))
@@ -204,7 +203,7 @@ def _convert(request: CompileRequest, out: Path, refuse: Callable[[Any, CompileR
         for was, now in zip(request.inputs + request.outputs, inputs + outputs, strict=True)
         if was.dtype != now.dtype
     )
-    return Converted(MAIN, inputs, outputs, changed=changed)
+    return Converted(MAIN, inputs, outputs, changed=(*changed, *notes))
 
 
 def _read(ov: Any, request: CompileRequest, refuse: Callable[[Any, CompileRequest], None]) -> Any:

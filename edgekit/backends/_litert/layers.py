@@ -21,6 +21,7 @@ KINDS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 """Operators that add a bias to something linear in their data."""
 
 _WEIGHTS = 1
+_DEPTHWISE_AXIS = 3
 _INT32 = 2**31 - 1
 _INT8, _INT4 = 127, 7
 _WIDEST = 4096
@@ -68,6 +69,33 @@ class LinearLayer:
     def has_weights(self) -> bool:
         """Whether its weights stand in the file, as they are or behind a DEQUANTIZE."""
         return self._weights is not None
+
+    @property
+    def kind(self) -> str:
+        """The operator's name in the schema."""
+        return self._kind
+
+    @property
+    def size(self) -> int:
+        """How many weights it has."""
+        import numpy as np
+
+        return int(np.prod([int(size) for size in self._weights.shape]))
+
+    @property
+    def buffer(self) -> int:
+        """The number of the buffer with its weights."""
+        return int(self._weights.buffer)
+
+    @property
+    def channels(self) -> int:
+        """How many output channels its weights have."""
+        return int(self._weights.shape[self.channel_axis])
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of its weights that counts output channels."""
+        return _DEPTHWISE_AXIS if self._kind == "DEPTHWISE_CONV_2D" else 0
 
     @property
     def is_8_bit(self) -> bool:
@@ -132,13 +160,41 @@ class LinearLayer:
         import numpy as np
 
         flat = steps.ravel().astype(np.int8)
-        if self.largest == _INT4:
-            bytes_ = np.append(flat, np.zeros(flat.size % 2, np.int8)).view(np.uint8)
-            flat = (bytes_[0::2] & 0x0F) | (bytes_[1::2] << 4)
         buffer = flatbuffer.schema().BufferT()
-        buffer.data = np.asarray(flat).view(np.uint8)
+        buffer.data = np.asarray(_packed(flat) if self.largest == _INT4 else flat).view(np.uint8)
         self._model.buffers.append(buffer)
         self._weights.buffer = len(self._model.buffers) - 1
+
+    def put(self, steps: Array, scale: Floats) -> None:
+        """Have other weights, as whole numbers in the shape of its own, and other scales of its output channels."""
+        quantization = flatbuffer.schema().QuantizationParametersT()
+        quantization.scale, quantization.zeroPoint = [float(one) for one in scale], [0] * len(scale)
+        quantization.quantizedDimension = self.channel_axis
+        self._weights.quantization = quantization
+        self.store(steps)
+
+    def put_floats(self, weights: Array) -> None:
+        """Have other float32 weights in the shape of its own."""
+        import numpy as np
+
+        buffer = flatbuffer.schema().BufferT()
+        buffer.data = np.ascontiguousarray(weights, np.float32).view(np.uint8).ravel()
+        self._model.buffers.append(buffer)
+        self._weights.buffer = len(self._model.buffers) - 1
+
+    @property
+    def stored_bits(self) -> int | None:
+        """How many bits an integer weight has; None where its weights are floats."""
+        types = flatbuffer.schema().TensorType
+        return {types.INT4: 4, types.INT8: 8}.get(self._weights.type) if self._weights is not None else None
+
+    def activated(self, low: float, high: float) -> tuple[float, float]:
+        """What a range of its results becomes by the activation function that is part of it."""
+        kinds = flatbuffer.schema().ActivationFunctionType
+        low_of = {kinds.RELU: 0.0, kinds.RELU6: 0.0, kinds.RELU_N1_TO_1: -1.0}
+        high_of = {kinds.RELU6: 6.0, kinds.RELU_N1_TO_1: 1.0}
+        own = self._operator.builtinOptions.fusedActivationFunction
+        return max(low, low_of.get(own, low)), min(high, high_of.get(own, high))
 
     def bias(self) -> Floats:
         """Its bias by output channel; zeros where it has none."""
@@ -240,6 +296,14 @@ class LinearLayer:
             quantization.quantizedDimension = axis
             self._subgraph.tensors[place].quantization = quantization
         return place
+
+
+def _packed(steps: Array) -> Array:
+    """Steps of 4 bits, two to a byte, the lower half first."""
+    import numpy as np
+
+    flat = np.append(steps, np.zeros(steps.size % 2, np.int8)).view(np.uint8)
+    return np.asarray((flat[0::2] & 0x0F) | (flat[1::2] << 4))
 
 
 def _real(model: Any, tensor: Any) -> Floats:

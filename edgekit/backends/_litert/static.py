@@ -11,16 +11,19 @@ from edgekit.backends._litert.choice import Samples, closest, split_examples
 from edgekit.backends._litert.conversion import EXTRA
 from edgekit.backends._litert.correction import correct_layers
 from edgekit.backends._litert.observation import Observation, observe
+from edgekit.backends._litert.plan import Plan
+from edgekit.backends._litert.recipes import layer_by_layer, made
 from edgekit.backends.base import CompileRequest
-from edgekit.core.errors import BackendError
 from edgekit.core.extras import require
 from edgekit.core.lowering import Quantize
 
 _LOOPS = f"^{flatbuffer.ADDED}"
+_CORRECTED = "rounding by GPTQ and corrected biases"
+_CORRECTED_TRAINED = "corrected biases"
 _DEFAULT = "the library's default ranges"
 
 
-def static_int8(content: bytes, request: CompileRequest, quantize: Quantize) -> tuple[Any, tuple[str, ...]]:
+def static_int8(content: bytes, request: CompileRequest, quantize: Quantize, plan: Plan) -> tuple[Any, tuple[str, ...]]:
     """8-bit weights per channel and 8-bit activations whose ranges the calibration examples set.
 
     The library's default, edgekit's ranges, and those with corrected layers are compared by the signal-to-noise ratio
@@ -36,48 +39,47 @@ def static_int8(content: bytes, request: CompileRequest, quantize: Quantize) -> 
     """
     require("ai_edge_quantizer", EXTRA, "the scheme static_wi8_ai8 of the backend litert")
     fitting, judging = split_examples(request, quantize)
-    candidates = _candidates(content, fitting, quantize)
+    candidates = _candidates(content, fitting, quantize, plan)
     model, said = closest(candidates, content, judging, quantize.scheme)
     return model, (said,)
 
 
-def _candidates(content: bytes, samples: Samples, quantize: Quantize) -> dict[str, Any]:
+def _candidates(content: bytes, samples: Samples, quantize: Quantize, plan: Plan) -> dict[str, Any]:
     plain = flatbuffer.read(content)
     # The calibrator reads every tensor, and the runtime does not keep the results that nothing reads.
-    ranges = _quantizer(readable(flatbuffer.read(content)), quantize).calibrate(samples, num_threads=1)
-    found = {_DEFAULT: _quantized(content, quantize, ranges)}
+    ranges = _quantizer(readable(flatbuffer.read(content)), quantize, plan).calibrate(samples, num_threads=1)
+    found = {}
+    if not plan.ranges:
+        found[_DEFAULT] = _quantized(content, quantize, plan, ranges)
     observed = observe(content, samples)
-    name = f"{quantize.ranges} ranges"
-    own = _with_ranges(ranges, observed, quantize)
-    found[name] = _quantized(content, quantize, own)
+    name = "trained ranges" if plan.ranges else f"{quantize.ranges} ranges"
+    own = _with_ranges(ranges, observed, quantize, plan)
+    found[name] = _quantized(content, quantize, plan, own)
     if quantize.bias_correction:
-        corrected = _quantized(content, quantize, own)
-        if correct_layers(corrected, plain, observed, samples):
-            found[f"{name}, rounding by GPTQ and corrected biases"] = corrected
+        corrected = _quantized(content, quantize, plan, own)
+        if correct_layers(corrected, plain, observed, samples, plan.frozen):
+            found[f"{name}, {_CORRECTED_TRAINED if plan.frozen else _CORRECTED}"] = corrected
     return found
 
 
-def _with_ranges(ranges: Mapping[str, Any], observed: Observation, quantize: Quantize) -> dict[str, Any]:
-    """The calibrator's result with our ranges in it; in its own shape and type."""
+def _with_ranges(ranges: Mapping[str, Any], observed: Observation, quantize: Quantize, plan: Plan) -> dict[str, Any]:
+    """The calibrator's result with our ranges in it, trained ones where there are any; in its own shape and type."""
     import numpy as np
 
     own = {}
     for name, found in ranges.items():
         own[name] = found
         if name in observed.histograms and found and "min" in found:
-            low, high = observed.histograms[name].range(quantize.ranges)
+            low, high = plan.ranges.get(name) or observed.histograms[name].range(quantize.ranges)
             own[name] = dict(found) | {"min": np.full_like(found["min"], low), "max": np.full_like(found["max"], high)}
     return own
 
 
-def _quantized(content: bytes, quantize: Quantize, ranges: Mapping[str, Any]) -> Any:
-    result = _quantizer(content, quantize).quantize(ranges, enable_progress_report=False).quantized_model
-    if result is None:
-        raise BackendError("ai-edge-quantizer gave no model.")
-    return flatbuffer.read(bytes(result))
+def _quantized(content: bytes, quantize: Quantize, plan: Plan, ranges: Mapping[str, Any]) -> Any:
+    return made(_quantizer(content, quantize, plan), content, plan, ranges)
 
 
-def _quantizer(content: bytes, quantize: Quantize) -> Any:
+def _quantizer(content: bytes, quantize: Quantize, plan: Plan) -> Any:
     from ai_edge_quantizer import quantizer, recipe
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
     from ai_edge_quantizer.qtyping import TFLOperationName
@@ -91,4 +93,5 @@ def _quantizer(content: bytes, quantize: Quantize) -> Any:
         # The scheme alone makes inputs and outputs int8, which no caller of the float model expects.
         for operation in edges:
             worker.update_quantization_recipe(".*", operation, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    layer_by_layer(worker, plan)
     return worker

@@ -7,6 +7,7 @@ Pre-trained Transformers", ICLR 2023.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,6 +30,22 @@ def rounded(weights: Floats, scale: Floats, second_moment: Floats, largest: int)
     """
     import numpy as np
 
+    def nearest(column: Floats, _: int) -> Floats:
+        return np.asarray(np.clip(np.round(column / scale), -largest, largest) * scale)
+
+    return np.asarray(np.round(compensated(weights, second_moment, nearest) / scale[:, None]))
+
+
+def compensated(weights: Floats, second_moment: Floats, nearest: Callable[[Floats, int], Floats]) -> Floats:
+    """Weights on any grid that stand for these.
+
+    Args:
+        weights: Shape (out, in).
+        second_moment: The mean of the products of every two of a layer's data, shape (in, in).
+        nearest: The values of the grid nearest to some, one of each output channel, at a place along the inputs.
+    """
+    import numpy as np
+
     count = weights.shape[1]
     # Those whose data are large go first: the others can make good for them.
     order = np.argsort(-np.diag(second_moment), kind="stable")
@@ -37,16 +54,16 @@ def rounded(weights: Floats, scale: Floats, second_moment: Floats, largest: int)
     )
     factor = np.linalg.cholesky(np.linalg.inv(damped)).T
     left = weights[:, order].copy()
-    steps = np.zeros_like(left)
+    found = np.zeros_like(left)
     for start in range(0, count, _BLOCK):
         end = min(start + _BLOCK, count)
         errors = np.zeros((len(left), end - start))
         for place in range(start, end):
-            steps[:, place] = np.clip(np.round(left[:, place] / scale), -largest, largest)
-            error = (left[:, place] - steps[:, place] * scale) / factor[place, place]
+            found[:, place] = nearest(left[:, place], int(order[place]))
+            error = (left[:, place] - found[:, place]) / factor[place, place]
             left[:, place:end] -= np.outer(error, factor[place, place:end])
             errors[:, place - start] = error
         left[:, end:] -= errors @ factor[start:end, end:]
-    found = np.empty_like(steps)
-    found[:, order] = steps
-    return found
+    moved = np.empty_like(found)
+    moved[:, order] = found
+    return moved

@@ -18,8 +18,8 @@ INT8_IO = Lowering(Quantize("static_wi8_ai8", io="int8"))
 def test_what_it_cannot_do_is_said_before_any_work():
     target = load_target("linux-x86")
     for lowering, said in [
-        (Lowering(Quantize("palette_2")), "scheme palette_2"),
-        (Lowering(overrides={"layer1": "float32"}), "layer1"),
+        (Lowering(Quantize("palette_2", io="int8")), "io int8"),
+        (Lowering(overrides={"layer1": "static_wi8_ai8"}), "layer1"),
     ]:
         with pytest.raises(UnsupportedModelError, match=said):
             LiteRt().refuse_unsupported("pt2", (), lowering, target)

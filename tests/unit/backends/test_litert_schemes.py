@@ -24,8 +24,10 @@ from tests.unit.backends import litert_kit as kit
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 WEIGHTS_ONLY = tuple(scheme for scheme in SCHEMES if not scheme.startswith("static"))
-BITS = {"float16": 16, "weight_only_wi4_afp32": 4}
-STORED = {"float16": "FLOAT16", "weight_only_wi4_afp32": "INT4"}
+BITS = {"float16": 16, "weight_only_wi4_afp32": 4, "palette_4": 4, "palette_2": 2, "palette_1": 1}
+STORED = {"float16": "FLOAT16", "weight_only_wi4_afp32": "INT4"} | dict.fromkeys(
+    ("palette_4", "palette_2", "palette_1"), "UINT8"
+)
 
 
 class Net(torch.nn.Module):

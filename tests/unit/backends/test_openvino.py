@@ -70,9 +70,9 @@ def test_half_precision_halves_the_weights_and_stays_close(tmp_path):
 def test_what_it_cannot_do_is_said_before_any_work():
     target = load_target("intel-cpu")
     for lowering, said in [
-        (Lowering(Quantize("palette_2")), "scheme palette_2"),
+        (Lowering(Quantize("auto")), "scheme auto"),
         (Lowering(Quantize("float16", io="int8")), "io: int8"),
-        (Lowering(overrides={"layer1": "float32"}), "layer1"),
+        (Lowering(overrides={"layer1": "dynamic_wi8_afp32"}), "layer1"),
     ]:
         with pytest.raises(UnsupportedModelError, match=said):
             OpenVino().refuse_unsupported("pt2", (), lowering, target)
