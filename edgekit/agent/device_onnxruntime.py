@@ -25,8 +25,7 @@ class Driver:
         threads: Threads within an operator.
         bindings: The model's own name of an input or output, where it is not ours: `inputs.image` → `args_0`.
         options: `optimization`: `all` (default), `extended`, `basic` or `none`; `providers`: execution providers, the
-            preferred first (default: the CPU's); `unpack_weights`: whether weights stored in 8 bits for their size
-            alone are turned back into float32 once, while the model loads.
+            preferred first (default: the CPU's).
     """
 
     OPTIONS = ("optimization",)
@@ -58,8 +57,6 @@ class Driver:
             "basic": levels.ORT_ENABLE_BASIC,
             "none": levels.ORT_DISABLE_ALL,
         }[self._options.get("optimization", "all")]
-        if self._options.get("unpack_weights"):
-            settings.add_session_config_entry("session.disable_quant_qdq", "1")
         self._session = runtime.InferenceSession(self._path, settings, providers=self._providers())
         self.inputs = [self._described("inputs", node) for node in self._session.get_inputs()]
         self.outputs = [self._described("outputs", node) for node in self._session.get_outputs()]

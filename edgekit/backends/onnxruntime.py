@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edgekit.backends import _graph
-from edgekit.backends import _onnxruntime_graph as onnx_graph
-from edgekit.backends._onnxruntime_export import _quiet, newest_opset, to_onnx
-from edgekit.backends._onnxruntime_format import in_order
-from edgekit.backends._onnxruntime_quantize import SCHEMES, UNPACKED, quantized
+from edgekit.backends._onnxruntime import graph as onnx_graph
+from edgekit.backends._onnxruntime.export import newest_opset, quiet, to_onnx
+from edgekit.backends._onnxruntime.format import in_order
+from edgekit.backends._onnxruntime.packing import FEW
+from edgekit.backends._onnxruntime.plan import STATIC
+from edgekit.backends._onnxruntime.quantize import SCHEMES, quantized
 from edgekit.backends.base import Backend, CompileRequest, Converted, Issue
 from edgekit.core.artifact import Manifest
 from edgekit.core.errors import ConfigError, nearest
@@ -27,6 +29,7 @@ from edgekit.core.workload import RunPlan, Workload
 
 _MAINS: Mapping[str, str] = {"onnx": "model.onnx", "ort": "model.ort"}
 _FOR_DRIVER = ("optimization", "providers")
+_FLOAT, _BLOCKS = "float32", "weight_only_wi4_afp32"
 _SAME_MACHINE: Mapping[str, str] = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
@@ -72,14 +75,25 @@ class OnnxRuntime(Backend):
     ) -> list[Issue]:
         """See `Backend.unsupported`."""
         issues = super().unsupported(program_format, outputs, lowering, target)
-        options_of(target)
+        chosen = options_of(target)
         newest_opset(self.runtime_version(target))
+        few = sorted({lowering.precision, *lowering.overrides.values()} & FEW.keys())
+        if chosen.format == "ort" and few:
+            hint = "Use format: onnx, or a scheme of 8 bits."
+            reason = "the runtime folds nothing when it loads a file in ORT format: it would unpack weights at each run"
+            issues.append(Issue(f"scheme {', '.join(few)}", reason, hint=hint))
         if lowering.quantize and lowering.quantize.io != "float32":
             hint = "Leave out io, or use io: float32."
             issues.append(Issue(f"io: {lowering.quantize.io}", "inputs and outputs stay float32 here", hint=hint))
-        if lowering.overrides:
-            layers = ", ".join(sorted(lowering.overrides))
-            issues.append(Issue("overrides", "ONNX Runtime quantizes all layers alike here", where=layers))
+        for path, scheme in lowering.overrides.items():
+            if scheme not in (_FLOAT, *SCHEMES):
+                hint = f"Schemes of single layers: {', '.join((_FLOAT, *SCHEMES))}."
+                issues.append(Issue(f"scheme {scheme}", "the backend 'onnxruntime' cannot do it", path, hint))
+        block = lowering.quantize.block_size if lowering.quantize else None
+        blocks = {lowering.precision, *lowering.overrides.values()} & {_BLOCKS}
+        if block is not None and (not blocks or block < 1):
+            hint = f"Leave out block_size, or use the scheme {_BLOCKS} with block_size: 32."
+            issues.append(Issue(f"block_size: {block}", f"only {_BLOCKS} has blocks, of one weight or more", hint=hint))
         return issues
 
     def unsupported_operators(self, exported: Any, lowering: Lowering) -> list[Issue]:
@@ -104,35 +118,31 @@ class OnnxRuntime(Backend):
         """See `Backend.convert`."""
         # Whatever the exporter prints must not end up in what our caller prints.
         with contextlib.redirect_stdout(sys.stderr):
-            if request.program.suffix == ".pt2":
-                self._refuse_program(request)
-            return self._convert(request, out)
+            exported = self._loaded(request) if request.program.suffix == ".pt2" else None
+            return self._convert(request, exported, out)
 
-    def _refuse_program(self, request: CompileRequest) -> None:
+    def _loaded(self, request: CompileRequest) -> Any:
         torch = require("torch", "torch", onnx_graph.WHY)
-        with _quiet():
-            self.refuse_operators(torch.export.load(request.program), request)
+        with quiet():
+            exported = torch.export.load(request.program)
+            self.refuse_operators(exported, request)
+        return exported
 
-    def _convert(self, request: CompileRequest, out: Path) -> Converted:
+    def _convert(self, request: CompileRequest, exported: Any | None, out: Path) -> Converted:
         options = options_of(request.target)
-        model = to_onnx(request, self.runtime_version(request.target))
+        model = to_onnx(request, self.runtime_version(request.target), exported)
         changed: list[str] = []
-        if request.lowering.quantize is None:
+        if request.lowering.quantize is None and not request.lowering.overrides:
             model = onnx_graph.optimized(model, options.offline)
         else:
-            # Fused operators are unknown to the quantizer, and what is optimised after it follows this host's processor.
-            model = onnx_graph.optimized(model, min(options.offline, "basic", key=onnx_graph.LEVELS.index))
-            model = quantized(model, request, options.reduce_range)
-        if request.lowering.precision in UNPACKED:
-            changed.append(
-                "run it with the session option session.disable_quant_qdq=1: the weights are then unpacked once, while"
-                " it loads (edgekit's own runner does)"
-            )
+            # Batch norms have to be folded; fused operators are unknown to the quantizer, and what is optimised after it
+            # follows this host's processor.
+            model, changed = quantized(onnx_graph.optimized(model, "basic"), request, exported, options.reduce_range)
         onnx_graph.merge_duplicates(model)
         onnx_graph.strip(model)
         main = _MAINS[options.format]
         if options.format == "ort":
-            write_atomic(out / main, in_order(onnx_graph.ort_format(model, "none")))
+            write_atomic(out / main, in_order(onnx_graph.ort_format(model, _ort_level(request))))
         else:
             write_atomic(out / main, onnx_graph.serialized(model))
         inputs = tuple(_as_converted(spec, port) for spec, port in zip(request.inputs, model.graph.input, strict=True))
@@ -156,9 +166,22 @@ class OnnxRuntime(Backend):
         """See `Backend.run_plan`."""
         plan = super().run_plan(manifest, target, workloads, options)
         settings = {key: value for key, value in plan.options.items() if key in _FOR_DRIVER}
-        if manifest.lowering.precision in UNPACKED:
-            settings["unpack_weights"] = True
         return replace(plan, options=settings)
+
+
+def _ort_level(request: CompileRequest) -> str:
+    """How far an ORT-format file is optimised while it is written; nothing is when it is loaded.
+
+    Integer kernels have to be put in here, or 8-bit layers run slower than float32. They differ between Arm and x86.
+    Weights that a file unpacks would be folded as well.
+    """
+    static = request.lowering.precision == STATIC and not request.lowering.overrides
+    return "extended" if static and request.target.cpu.arch == _this_machine() else "none"
+
+
+def _this_machine() -> str:
+    machine = platform.machine().lower()
+    return _SAME_MACHINE.get(machine, machine)
 
 
 def options_of(target: Target) -> Options:
@@ -190,11 +213,10 @@ def options_of(target: Target) -> Options:
                 f"The option onnxruntime.{name} of the target '{target.name}' cannot be '{getattr(options, name)}'.",
                 f"Known: {', '.join(known)}.",
             )
-    machine = platform.machine().lower()
-    if options.offline == "all" and target.cpu.arch != _SAME_MACHINE.get(machine, machine):
+    if options.offline == "all" and target.cpu.arch != _this_machine():
         raise ConfigError(
             f"The target '{target.name}' is {target.cpu.arch} and sets onnxruntime.offline: all, which lays the graph out"
-            f" for the processor of this machine ({machine}).",
+            f" for the processor of this machine ({_this_machine()}).",
             "Use offline: extended; the runtime on the device does the rest while it loads.",
         )
     return options
@@ -204,7 +226,7 @@ def _registry() -> Any:
     """torch.onnx's functions by operator, as its exporter looks them up."""
     require("onnxscript", onnx_graph.EXTRA, onnx_graph.WHY)
     registration = require("torch.onnx._internal.exporter._registration", "torch", onnx_graph.WHY)
-    with _quiet():
+    with quiet():
         return registration.ONNXRegistry.from_torchlib()
 
 

@@ -59,7 +59,7 @@ def name_ports(model: Any, inputs: Sequence[TensorSpec], outputs: Sequence[Tenso
                 f"The converted graph has {len(values)} {kind}, the model {len(specs)}: one of them is not used."
             )
         renames = {value.name: spec.name for value, spec in zip(values, specs, strict=True) if value.name != spec.name}
-        _rename(model, renames)
+        rename(model, renames)
         for value, spec in zip(values, specs, strict=True):
             shape = value.type.tensor_type.shape
             del shape.dim[:]
@@ -69,7 +69,8 @@ def name_ports(model: Any, inputs: Sequence[TensorSpec], outputs: Sequence[Tenso
     del graph.value_info[:]
 
 
-def _rename(model: Any, renames: dict[str, str]) -> None:
+def rename(model: Any, renames: dict[str, str]) -> None:
+    """Give values other names; one that has such a name already gets another."""
     if not renames:
         return
     taken = {name for graph in graphs(model) for node in graph.node for name in (*node.input, *node.output)}

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from edgekit.backends._onnxruntime_graph import EXTRA, WHY, constants_to_initializers, name_ports, strip
+from edgekit.backends._onnxruntime.graph import EXTRA, WHY, constants_to_initializers, name_ports, strip
 from edgekit.backends.base import CompileRequest
 from edgekit.core.errors import UnsupportedModelError
 from edgekit.core.extras import require
@@ -55,34 +55,39 @@ def _release(version: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def to_onnx(request: CompileRequest, version: str | None) -> Any:
+def to_onnx(request: CompileRequest, version: str | None, exported: Any | None) -> Any:
     """The program as an ONNX `ModelProto` with our names, static shapes and nothing of the machine in it.
+
+    Args:
+        request: The request.
+        version: The release of ONNX Runtime that has to read it; None for the newest.
+        exported: The torch program of a `.pt2`; None for an `.onnx`.
 
     Raises:
         UnsupportedModelError: It cannot be converted, or the target's runtime is too old for it.
     """
     onnx = require("onnx", EXTRA, WHY)
-    if request.program.suffix == ".pt2":
-        model = _exported(request, newest_opset(version))
+    if exported is not None:
+        model = _exported(request, exported, newest_opset(version))
     else:
         model = onnx.load(str(request.program))
         _check_opset(model, version, request)
     name_ports(model, request.inputs, request.outputs)
     constants_to_initializers(model)
     strip(model)
-    if request.program.suffix == ".pt2":
+    if exported is not None:
         # The exporter always writes its newest IR version, which a runtime of that opset's age does not read.
         model.ir_version = onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
     return model
 
 
-def _exported(request: CompileRequest, opset: int) -> Any:
+def _exported(request: CompileRequest, exported: Any, opset: int) -> Any:
     torch = require("torch", "torch", WHY)
     require("onnxscript", EXTRA, WHY)
     examples = tuple(torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in request.inputs)
-    with _quiet():
-        exported = torch.export.load(request.program)
+    with quiet():
         try:
+            # No names: it would give an output the name of a value that already has it.
             program = torch.onnx.export(
                 exported,
                 examples,
@@ -90,8 +95,6 @@ def _exported(request: CompileRequest, opset: int) -> Any:
                 external_data=False,
                 opset_version=opset,
                 verbose=False,
-                input_names=[spec.name for spec in request.inputs],
-                output_names=[spec.name for spec in request.outputs],
             )
         except Exception as error:
             raise UnsupportedModelError(
@@ -102,7 +105,7 @@ def _exported(request: CompileRequest, opset: int) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the exporter's advice to its own developers (missing torchvision, deprecated internals) out of our logs."""
     log = logging.getLogger("torch.onnx")
     before = log.level

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from edgekit.backends._onnxruntime_graph import EXTRA, WHY
+from edgekit.backends._onnxruntime.graph import EXTRA, WHY
 from edgekit.core.errors import BackendError
 from edgekit.core.extras import require
 
