@@ -175,9 +175,9 @@ def test_a_backend_that_the_target_does_not_run_is_refused(plain, backend, kind,
 @pytest.mark.parametrize(
     "recipe, said",
     [
-        ("lowering: {quantize: {scheme: palette_2}}", "scheme palette_2"),
+        ("lowering: {layout: {image: NHWC}}", "layout: image"),
         ("lowering: {quantize: {scheme: float16, io: int8}}", "io: int8"),
-        ("lowering: {overrides: {layer1: float32}}", "layer1"),
+        ("lowering: {overrides: {layer1: dynamic_wi8_afp32}}", "layer1"),
     ],
 )
 def test_what_the_backend_cannot_do_is_said_before_any_work(tmp_path, heard, recipe, said):
