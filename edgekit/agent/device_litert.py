@@ -147,7 +147,7 @@ class Driver:
             for index in operator["outputs"]:
                 value = _as_float(interpreter, details.get(index))
                 if value is not None:
-                    name = str(details[index]["name"])
+                    name = str(details[index]["name"]) or f"tensor {index}"
                     found[name if name not in found else f"{name} ({index})"] = value
         return found
 

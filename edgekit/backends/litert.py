@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from edgekit.backends._litert import flatbuffer, operators, requests
+from edgekit.backends._litert import flatbuffer, operators, requests, sharing
 from edgekit.backends._litert.batches import require_equal
 from edgekit.backends._litert.conversion import EXTRA, SIGNATURE, signatures, to_flatbuffer
 from edgekit.backends._litert.interface import artifact_specs, shown_axes
@@ -82,7 +82,8 @@ class LiteRt(Backend):
         model = flatbuffer.read(content)
         inputs, outputs, changed = artifact_specs(request, flatbuffer.signature_types(model, SIGNATURE))
         if worth_writing((*inputs, *outputs)):
-            content = with_metadata(content, request.name, inputs, outputs, SIGNATURE)
+            write = sharing.write if requests.is_packed(request.lowering) else flatbuffer.write
+            content = with_metadata(content, request.name, inputs, outputs, SIGNATURE, write=write)
         write_atomic(out / MAIN, content)
         return Converted(MAIN, inputs, outputs, changed=(*changed, *notes))
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from edgekit.backends._litert import flatbuffer
+from edgekit.backends._litert.layers import LinearLayer, linear_layers
 from edgekit.backends._quantize.modules import ModuleWeights
 from edgekit.core.grid import Grid
 
 if TYPE_CHECKING:
-    from edgekit.backends._litert.layers import Floats
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edgekit.core.task import Array
+
+    Floats = NDArray[np.float64]
 
 _OFF = 0.02
 """How far a weight may be from its level, as a share of the least step: a batch norm's rounding, not another grid."""
 _SAME = 1e-5
+_FEWEST = 4
+"""Output channels from which on factors of the inputs can be told: one channel has them for any weights."""
 _LIMITS = {8: (-128, 127), 4: (-8, 7)}
 
 
@@ -129,3 +138,77 @@ def _nearest(rows: Floats, scale: Floats, levels: Floats) -> tuple[Array, Floats
     places = np.searchsorted((levels[1:] + levels[:-1]) / 2, real)
     step = float(np.diff(levels).min()) if len(levels) > 1 else 1.0
     return places, np.abs(real - levels[places]).max(axis=1, initial=0.0) / step
+
+
+def take_out_factors(model: Any, modules: Sequence[ModuleWeights]) -> bool:
+    """Give matrix products their modules' own weights, and multiply their data instead; in place.
+
+    The converter multiplies a layer norm's factors into the weights that follow, column by column, and no grid is left.
+
+    Args:
+        model: A float file's model.
+        modules: The modules whose weights are on a grid.
+
+    Returns:
+        Whether there was anything to do.
+    """
+    mains = sorted({int(signature.subgraphIndex) for signature in model.signatureDefs})
+    changed = [_taken_out(model, model.subgraphs[place], modules) for place in mains]
+    return any(changed)
+
+
+def _taken_out(model: Any, subgraph: Any, modules: Sequence[ModuleWeights]) -> bool:
+    graph = flatbuffer.Graph(model, subgraph)
+    layers = dict(linear_layers(model, subgraph))
+    made: list[tuple[int, Floats, int]] = []
+    for place, operator in enumerate(subgraph.operators):
+        found = _with_factors(layers[place], modules, graph) if place in layers else None
+        if found is not None:
+            module, factors = found
+            layers[place].put_floats(module.weight)
+            operator.inputs = [_multiplied(graph, layers[place], factors, made), *map(int, operator.inputs[1:])]
+        graph.operators.append(operator)
+    subgraph.operators = graph.operators
+    return bool(made)
+
+
+def _with_factors(
+    layer: LinearLayer, modules: Sequence[ModuleWeights], graph: flatbuffer.Graph
+) -> tuple[ModuleWeights, Floats] | None:
+    """The module whose weights a matrix product has, and the factors of its inputs; None where it has none."""
+    if layer.kind != "FULLY_CONNECTED" or not layer.has_weights or layer.channels < _FEWEST:
+        return None
+    weights = layer.weights()
+    if graph.shape(layer.data)[-1:] != weights.shape[1:]:
+        return None
+    for module in modules:
+        if module.weight.shape == weights.shape and (factors := _factors(weights, module.weight)) is not None:
+            return None if bool((abs(factors - 1) < _SAME).all()) else (module, factors)
+    return None
+
+
+def _factors(weights: Floats, own: Array) -> Floats | None:
+    """What each column of a module's own weights was multiplied by; None where that is not what was done to them."""
+    import numpy as np
+
+    known = np.asarray(own, np.float64)
+    power = (known**2).sum(axis=0)
+    factors = np.where(power > 0, (weights * known).sum(axis=0) / np.where(power > 0, power, 1.0), 1.0)
+    return factors if float(np.abs(known * factors - weights).max()) <= _SAME * float(np.abs(weights).max()) else None
+
+
+def _multiplied(
+    graph: flatbuffer.Graph, layer: LinearLayer, factors: Floats, made: list[tuple[int, Floats, int]]
+) -> int:
+    """A layer's data times factors; those that another layer takes as well are multiplied once."""
+    import numpy as np
+
+    for data, known, found in made:
+        if data == layer.data and np.allclose(known, factors, rtol=_SAME, atol=_SAME):
+            return found
+    # The quantizer leaves alone what has the prefix of added tensors.
+    found = graph.tensor(graph.shape(layer.data), name=f"{layer.data_name}/factors/{len(made)}")
+    scale = graph.constant(factors.astype(np.float32), f"{layer.data_name}/factor/{len(made)}")
+    graph.op("MUL", [layer.data, scale], [found], flatbuffer.schema().MulOptionsT())
+    made.append((layer.data, factors, found))
+    return found

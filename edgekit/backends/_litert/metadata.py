@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,13 @@ def worth_writing(specs: Sequence[TensorSpec]) -> bool:
 
 
 def with_metadata(
-    content: bytes, name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], signature: str
+    content: bytes,
+    name: str,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    signature: str,
+    *,
+    write: Callable[[Any], bytes] = flatbuffer.write,
 ) -> bytes:
     """The file with what the specs say of its inputs and outputs; what it computes is untouched.
 
@@ -117,6 +123,7 @@ def with_metadata(
         inputs: Specs of its inputs, as the file takes them.
         outputs: Specs of its outputs, as the file gives them.
         signature: The signature whose tensors the specs name.
+        write: What turns the model into bytes.
     """
     model = flatbuffer.read(content)
     order = flatbuffer.signature_order(model, signature)
@@ -134,7 +141,7 @@ def with_metadata(
     }
     flatbuffer.set_metadata(model, _BUFFER, _encoded(described))
     labelled = [spec for spec in outputs if spec.labels]
-    return flatbuffer.write(model) if not labelled else _with_files(flatbuffer.write(model), labelled)
+    return write(model) if not labelled else _with_files(write(model), labelled)
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgekit.backends._litert import flatbuffer, fourbits
+from edgekit.backends._litert import flatbuffer, fourbits, sharing
+from edgekit.backends._litert.conversion import EXTRA
+from edgekit.backends._litert.grids import take_out_factors
 from edgekit.backends._litert.layers import linear_layers
 from edgekit.backends._litert.packing import pack
 from edgekit.backends._litert.palettes import keep_small, palette_of
@@ -13,8 +15,11 @@ from edgekit.backends._litert.plan import EIGHT, FLOAT, FOUR, PALETTES, STATIC, 
 from edgekit.backends._litert.static import static_int8
 from edgekit.backends._litert.unsigned import unsigned_edges
 from edgekit.backends._litert.weights import weights_only
+from edgekit.backends._quantize.modules import modules_of
 from edgekit.backends.base import CompileRequest
 from edgekit.core.errors import UnsupportedModelError
+from edgekit.core.extras import require
+from edgekit.core.grid import trained_in
 from edgekit.core.lowering import Quantize, Scheme
 
 _STORED: Mapping[str, str] = {
@@ -25,6 +30,7 @@ _STORED: Mapping[str, str] = {
     STATIC: "INT8",
 }
 """The schema's element type that a scheme's weights have."""
+_BYTE = 8
 
 SCHEMES: tuple[Scheme, ...] = (
     "float16",
@@ -51,6 +57,7 @@ def quantized(content: bytes, request: CompileRequest, quantize: Quantize | None
         ConfigError: An override fits no module.
         UnsupportedModelError: There are no calibration examples, or nothing to quantize.
     """
+    content = _as_trained(content, request)
     plain = flatbuffer.read(content)
     plan = plan_for(plain, request)
     if quantize is not None and quantize.scheme == STATIC:
@@ -59,11 +66,29 @@ def quantized(content: bytes, request: CompileRequest, quantize: Quantize | None
     else:
         result, plan, notes = weights_only(content, request, quantize, plan)
     _require_change(result, plan, request)
-    pack(result, _palettes(plain, plan))
+    pack(result, _palettes(plain, plan), halves=plan.main in PALETTES)
     if quantize is not None and quantize.io == "uint8":
         unsigned_edges(result)
     flatbuffer.compact(result)
-    return flatbuffer.write(result), (*plan.notes, *notes)
+    content = sharing.write(result) if plan.packed else flatbuffer.write(result)
+    return content, (*plan.notes, *notes)
+
+
+def _as_trained(content: bytes, request: CompileRequest) -> bytes:
+    """The float file with the weights of trained grids below 8 bits as they were trained, without others' factors.
+
+    Full-integer files keep the factors in the weights: an operator more would round once more.
+    """
+    trained = {path for path, grid in trained_in(request.history).grids.items() if grid.bits < _BYTE}
+    if not trained or request.lowering.precision == STATIC:
+        return content
+    torch = require("torch", EXTRA, "trained grids in the backend litert")
+    modules = [module for module in modules_of(torch.export.load(request.program)) if module.path in trained]
+    model = flatbuffer.read(content)
+    if not take_out_factors(model, modules):
+        return content
+    flatbuffer.compact(model)
+    return flatbuffer.write(model)
 
 
 def _palettes(plain: Any, plan: Plan) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from edgekit.backends._litert.plan import FLOAT, FOUR, STATIC
+from edgekit.backends._litert.plan import FLOAT, FOUR, PALETTES, STATIC
 from edgekit.backends._litert.quantization import SCHEMES
 from edgekit.backends.base import Issue
 from edgekit.core.lowering import Lowering
@@ -27,6 +27,12 @@ _COARSEST_FIRST = (
 def has_integer_io(lowering: Lowering) -> bool:
     """Whether inputs and outputs are to be integers."""
     return lowering.quantize is not None and lowering.quantize.io != FLOAT
+
+
+def is_packed(lowering: Lowering) -> bool:
+    """Whether a file may have weights that it unpacks itself."""
+    asked = {lowering.precision, *lowering.overrides.values()}
+    return bool(asked & set(PALETTES)) or (lowering.quantize is not None and lowering.quantize.block_size is not None)
 
 
 def coarsest(lowering: Lowering) -> str:

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from edgekit.backends._litert import flatbuffer, packing
 from edgekit.backends._litert.calibration import outputs
 from edgekit.backends._litert.conversion import SIGNATURE, to_flatbuffer
 from edgekit.backends._litert.grids import StoredGrid
 from edgekit.backends._litert.packing import packed_codes
 from edgekit.backends._litert.palettes import k_means
-from edgekit.backends._litert.quantization import quantized
+from edgekit.backends._litert.quantization import quantized, write
 from edgekit.core.grid import Grid, Trained, structure_of
 from edgekit.core.lowering import Lowering, Quantize
 from edgekit.core.model import PassRecord
@@ -28,6 +29,8 @@ LEVELS = {
     4: tuple(map(float, range(-7, 8))),
     8: tuple(map(float, range(-127, 128))),
 }
+HALF_DB = 55
+"""What scales, biases and the like of float16 leave: each is off by 2**-11 of itself at most, a -66 dB for one layer."""
 
 
 def trained(module: torch.nn.Module, bits: int, keep: tuple[str, ...] = ()) -> PassRecord:
@@ -109,7 +112,7 @@ class TestTrained:
         record = trained(module, bits)
         plain, content, notes = packed(tmp_path, module, bits, [record])
         assert notes == ()
-        assert snr_db(module, content, images(6, seed=2)) > 90
+        assert snr_db(module, content, images(6, seed=2)) > HALF_DB
         assert len(plain) / len(content) > {4: 6.5, 2: 12, 1: 20}[bits]
 
     def test_a_last_layer_of_8_bits_keeps_them(self, tmp_path):
@@ -117,7 +120,7 @@ class TestTrained:
         record = trained(module, 2, keep=("5",))
         plain, content, notes = packed(tmp_path, module, 2, [record])
         assert notes == ("2 of 3 layers have 2-bit palettes, 1 keep 8 bits",)
-        assert snr_db(module, content, images(6, seed=2)) > 90
+        assert snr_db(module, content, images(6, seed=2)) > HALF_DB
         assert len(plain) / len(content) > 12
 
     def test_several_signatures_share_their_weights(self, tmp_path):
@@ -129,8 +132,8 @@ class TestTrained:
         x = images(4, seed=3)
         want = kit.reference(module, {"x": x})[0]
         found = outputs(content, "batch_4", [{"x": x}])["y0"][0]
-        assert compare("y0", want, found.astype(np.float32)).snr_db > 90
-        assert snr_db(module, content, x) > 90
+        assert compare("y0", want, found.astype(np.float32)).snr_db > HALF_DB
+        assert snr_db(module, content, x) > HALF_DB
 
 
 class TestByKMeans:
@@ -199,9 +202,79 @@ def test_the_driver_runs_it_and_shows_its_layers(tmp_path):
     x = {"x": images(1, seed=4)}
     want = kit.reference(module, x)[0]
     for _ in range(2):
-        assert np.allclose(kit.run(made, x)["y0"], want, atol=1e-4)
+        assert np.allclose(kit.run(made, x)["y0"], want, atol=1e-3 * np.abs(want).max())
     inner = made.intermediates(x)
     hidden = module[:3](torch.from_numpy(x["x"])).detach().numpy()
     sizes = [value for value in inner.values() if value.size == hidden.size]
-    assert any(np.allclose(np.sort(value.ravel()), np.sort(hidden.ravel()), atol=1e-4) for value in sizes)
-    assert kit.operators(artifact)["READ_VARIABLE"] == 4
+    assert any(
+        np.allclose(np.sort(value.ravel()), np.sort(hidden.ravel()), atol=1e-3 * np.abs(hidden).max())
+        for value in sizes
+    )
+    # The first convolution, of one channel, is a depthwise one of the same shape as the second: they share a variable.
+    assert kit.operators(artifact)["READ_VARIABLE"] == 3
+
+
+class Vit(torch.nn.Module):
+    """Two layers of attention, with layer norms whose factors the converter multiplies into the weights."""
+
+    def __init__(self, width: int = 64, depth: int = 2) -> None:
+        super().__init__()
+        nn = torch.nn
+        self.patches = nn.Conv2d(1, width, 7, 7)
+        self.position = nn.Parameter(torch.randn(1, 16, width) * 0.1)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
+        self.products = nn.ModuleList(
+            nn.ModuleDict({name: nn.Linear(width, width) for name in ("query", "key", "value", "project")})
+            for _ in range(depth)
+        )
+        self.head = nn.Linear(width, 10)
+        for norm in self.norms:
+            nn.init.normal_(norm.weight, 1.0, 0.3)
+            nn.init.normal_(norm.bias, 0.0, 0.3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.position
+        for norm, layer in zip(self.norms, self.products, strict=True):
+            normal = norm(tokens)
+            scores = layer["query"](normal) @ layer["key"](normal).transpose(1, 2)
+            tokens = tokens + layer["project"]((scores / 8).softmax(-1) @ layer["value"](normal))
+        return self.head(tokens.mean(1))
+
+
+@pytest.mark.slow
+class TestSmallFiles:
+    @pytest.mark.parametrize("bits", [2, 1])
+    def test_weights_with_the_factors_of_a_layer_norm_keep_their_grid(self, tmp_path, bits):
+        torch.manual_seed(0)
+        module = Vit().eval()
+        record = trained(module, bits, keep=("patches", "head"))
+        _, content, notes = packed(tmp_path, module, bits, [record])
+        assert notes == (f"8 of 10 layers have {bits}-bit palettes, 2 keep 8 bits",)
+        assert snr_db(module, content, images(6, seed=2)) > HALF_DB
+        model, names = flatbuffer.read(content), flatbuffer.builtin_names()
+        kinds = [flatbuffer.operator_name(model, one, names) for one in model.subgraphs[0].operators]
+        # Eight layers of one shape stand in one variable.
+        assert kinds.count("READ_VARIABLE") == 1
+
+    def test_sharing_equal_parts_changes_nothing_that_is_read(self, tmp_path):
+        module = mlp()
+        content = packed(tmp_path, module, 2, [trained(module, 2)])[1]
+        again = flatbuffer.write(flatbuffer.read(content))
+        assert len(again) > len(content)
+        x = {"x": images(1, seed=5)}
+        found = [outputs(one, SIGNATURE, [x])["y0"] for one in (content, again)]
+        assert np.array_equal(*found)
+        assert write(flatbuffer.read(again)) == write(flatbuffer.read(content))
+
+    def test_a_layer_that_stays_float_keeps_its_bias_to_the_last_bit(self, tmp_path):
+        module = mlp()
+        content = packed(tmp_path, module, 4, overrides={"1": "float32"})[1]
+        floats = {buffer.data.tobytes() for buffer in flatbuffer.read(content).buffers if buffer.data is not None}
+        assert module[1].bias.detach().numpy().tobytes() in floats
+        assert module[3].bias.detach().numpy().tobytes() not in floats
+
+
+def test_scales_that_float16_cannot_hold_stay_float32():
+    assert packing._fits_half(np.array([0.01, 3.0, 0.0], np.float32))
+    assert not packing._fits_half(np.array([1e-6, 1.0], np.float32))
+    assert not packing._fits_half(np.array([1e6], np.float32))
