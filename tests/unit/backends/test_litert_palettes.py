@@ -14,7 +14,8 @@ from edgekit.backends._litert.conversion import SIGNATURE, to_flatbuffer
 from edgekit.backends._litert.grids import StoredGrid
 from edgekit.backends._litert.packing import packed_codes
 from edgekit.backends._litert.palettes import k_means
-from edgekit.backends._litert.quantization import quantized, write
+from edgekit.backends._litert.quantization import quantized
+from edgekit.backends._litert.sharing import write
 from edgekit.core.grid import Grid, Trained, structure_of
 from edgekit.core.lowering import Lowering, Quantize
 from edgekit.core.model import PassRecord
