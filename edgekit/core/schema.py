@@ -220,8 +220,8 @@ def versioned(kind: type[T], document: Document) -> T:
 
 
 def to_plain(value: Any) -> Any:
-    """A dataclass as plain data, ready for JSON."""
-    return msgspec.to_builtins(value, str_keys=True)
+    """A dataclass as the plain data that its JSON gives when it is read again: no tuples, so that equal stays equal."""
+    return msgspec.json.decode(msgspec.json.encode(value))
 
 
 def to_json(value: Any) -> str:

@@ -184,3 +184,9 @@ def test_a_quoted_number_stays_text() -> None:
 def test_what_is_read_is_written_like_what_is_made() -> None:
     read = schema.convert(Lowering, schema.parse_yaml("quantize: {scheme: float16}", "f.yaml"))
     assert schema.canonical_json(read) == schema.canonical_json(Lowering(Quantize("float16")))
+
+
+def test_plain_data_equal_what_their_json_reads_as() -> None:
+    plain = schema.to_plain(Lowering(batch_sizes=(1, 4)))
+    assert plain == schema.parse_json(schema.to_json(Lowering(batch_sizes=(1, 4))), "lowering").value
+    assert plain["batch_sizes"] == [1, 4]
