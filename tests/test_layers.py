@@ -64,6 +64,8 @@ HEAVY = {
     "sqlalchemy",
     "tflite_runtime",
     "torch",
+    "torch_pruning",
+    "tensorly",
     "torchao",
     "transformers",
     "uvicorn",

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 Example = Mapping[str, "Array"]
 """One call's inputs by name, in the float file's types and layout."""
 
-_HELD_OUT = 4
-"""One example in that many decides between candidates, and sets no range."""
-
 
 def examples(request: CompileRequest, count: int, batch: int) -> Iterator[Example]:
     """Examples in batches of that size, from the request's calibration folder.
@@ -58,14 +55,6 @@ def examples(request: CompileRequest, count: int, batch: int) -> Iterator[Exampl
                     "Mend examples('calibration') of the task.",
                 )
         yield {spec.name: as_file(spec.name, taken[spec.name], axes, spec.dtype) for spec in request.inputs}
-
-
-def held_out(samples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
-    """Examples that set ranges, and those that judge them; too few of them do both."""
-    if len(samples) < _HELD_OUT:
-        return list(samples), list(samples)
-    judging = list(samples[_HELD_OUT - 1 :: _HELD_OUT])
-    return [one for place, one in enumerate(samples) if place % _HELD_OUT != _HELD_OUT - 1], judging
 
 
 def interpreter(content: bytes, *, keep_all: bool = False) -> Any:

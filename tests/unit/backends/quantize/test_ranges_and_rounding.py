@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from edgekit.backends._litert import flatbuffer
-from edgekit.backends._litert.calibration import held_out, outputs
+from edgekit.backends._litert.calibration import outputs
 from edgekit.backends._litert.layers import LinearLayer, linear_layers
 from edgekit.backends._litert.stepwise import Stepwise
+from edgekit.backends._quantize.judging import held_out
 from edgekit.backends._quantize.ranges import Histogram
 from edgekit.backends._quantize.rounding import rounded
 
