@@ -132,13 +132,13 @@ def _said(part: str) -> str:
 
 
 def _seconds(results: Results, cells: Cells) -> None:
-    wall = [cells.get(f"photos-{half}/litert/{STATIC}/edgekit", {}).get("seconds") for half in HALVES]
+    spent = [cells.get(f"photos-{half}/litert/{STATIC}/edgekit", {}).get("cpu_seconds") for half in HALVES]
     results.add(
-        "LiteRT static int8 of EfficientNet-Lite0: seconds, conversion included, the slower half",
-        max(wall) if all(wall) else None,
+        "LiteRT static int8 of EfficientNet-Lite0: processor seconds, conversion included, the slower half",
+        max(spent) if all(spent) else None,
         "s",
         at_most=SECONDS,
-        note="wall time of the conversion's process, on one processor, while another cell runs on the other",
+        note="processor time of the conversion's process on one thread: what other work beside it hardly changes",
     )
     for backend in ("litert", "openvino", "onnxruntime"):
         pairs = [
@@ -243,7 +243,7 @@ def table(cells: Cells, machine: str) -> str:
     """Everything about photos side by side, as Markdown."""
     lines = [
         f"EfficientNet-Lite0 on {machine}: agreement with fp32 on all crops, where fp32 is more than 0.3 confident, cosine of",
-        "logits; times smaller and faster than the library's float32 file (process time, one thread); seconds to make.",
+        "logits; times smaller and faster than the library's float32 file (process time, one thread); processor seconds to make.",
         "",
         "| backend | scheme | by | overall | confident | cosine | smaller | faster | s |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -252,7 +252,7 @@ def table(cells: Cells, machine: str) -> str:
     for key in photo_keys(cells):
         backend, scheme, maker = key.split("/")
         found = closeness(cells, key) or {}
-        seconds = cells.get(f"photos-A/{key}", {}).get("seconds")
+        seconds = cells.get(f"photos-A/{key}", {}).get("cpu_seconds")
         row = [NAMES.get(backend, "torch"), scheme, MAKERS.get(maker, maker)]
         row += [number(found.get(part), ".3f") for part in ("overall", "confident")] + [
             number(found.get("cosine"), ".4f")
