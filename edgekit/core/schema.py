@@ -221,7 +221,13 @@ def versioned(kind: type[T], document: Document) -> T:
 
 def to_plain(value: Any) -> Any:
     """A dataclass as the plain data that its JSON gives when it is read again: no tuples, so that equal stays equal."""
-    return msgspec.json.decode(msgspec.json.encode(value))
+    return _listed(msgspec.to_builtins(value, str_keys=True))
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _listed(held) for key, held in value.items()}
+    return [_listed(held) for held in value] if isinstance(value, list | tuple) else value
 
 
 def to_json(value: Any) -> str:

@@ -31,8 +31,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning"),
-    # JAX's, where an earlier test of the same process brought it in with litert-torch.
-    pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"),
 ]
 ROOT = Path(__file__).resolve().parents[3]
 TO = target("onnxruntime")

@@ -25,7 +25,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning"),
-    pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"),
 ]
 TO = target("onnxruntime")
 

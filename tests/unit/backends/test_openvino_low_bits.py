@@ -22,7 +22,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning"),
-    pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"),
 ]
 TO = target("openvino")
 IMAGE = torch.linspace(-1, 1, 3 * 8 * 8).reshape(1, 3, 8, 8)

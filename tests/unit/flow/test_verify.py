@@ -88,7 +88,8 @@ def test_agreement_is_the_share_of_equal_first_choices():
 
 
 def test_every_precision_has_a_tolerance():
-    assert set(TOLERANCES) == {"float32", *Scheme.__args__}
+    # The ladder is no precision: it becomes one before anything is converted.
+    assert set(TOLERANCES) == {"float32", *Scheme.__args__} - {"auto"}
 
 
 @pytest.mark.parametrize("precision, fine", [("float32", False), ("float16", True), ("static_wi8_ai8", True)])
