@@ -28,8 +28,9 @@ IoType = Literal["float32", "int8", "uint8"]
 
 InputLayout = Literal["NCHW", "NHWC"]
 
-Ranges = Literal["mse", "percentile", "minmax"]
-"""How the range of an activation is chosen: least squared error, all but the outermost values, or all of them."""
+Ranges = Literal["mse", "entropy", "percentile", "minmax"]
+"""How the range of an activation is chosen: least squared error, least divergence of the distribution, all but the outermost
+values, or all of them."""
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class Histogram:
             self._reach *= 2
 
     def range(self, how: Ranges) -> tuple[float, float]:
-        """The range (low ≤ 0, high ≥ 0) by `mse`, `percentile` or `minmax`."""
+        """The range (low ≤ 0, high ≥ 0) by `mse`, `entropy`, `percentile` or `minmax`."""
         import numpy as np
 
         if how == "minmax" or self.high == self.low or not self._counts.any():
@@ -95,6 +95,8 @@ class Histogram:
         values = self._sums[filled] / counts
         if how == "percentile":
             return _percentiles(values, counts, self.low, self.high)
+        if how == "entropy":
+            return _least_divergence(values, counts, self.low, self.high)
         return _least_error(values, counts, self.low, self.high)
 
 
@@ -105,6 +107,42 @@ def _percentiles(values: Floats, counts: Floats, low: float, high: float) -> tup
     lowest = values[np.searchsorted(share, _PERCENTILE)]
     highest = values[min(int(np.searchsorted(share, 1 - _PERCENTILE)), len(values) - 1)]
     return max(low, min(float(lowest), 0.0)), min(high, max(float(highest), 0.0))
+
+
+def _least_divergence(values: Floats, counts: Floats, low: float, high: float) -> tuple[float, float]:
+    """Both ends drawn in together to where the 256 steps tell least falsely how values are distributed.
+
+    The Kullback-Leibler divergence of what a step stands for from what was there: S. Migacz, "8-bit Inference with
+    TensorRT", GTC 2017.
+    """
+    import numpy as np
+
+    grid = np.linspace(_SMALLEST, 1.0, _GRID)
+    divergences = [_divergence(values, counts, low * share, high * share) for share in grid]
+    place = len(grid) - 1 - int(np.argmin(divergences[::-1]))
+    return float(low * grid[place]), float(high * grid[place])
+
+
+def _divergence(values: Floats, counts: Floats, low: float, high: float) -> float:
+    import numpy as np
+
+    inside = (values >= low) & (values <= high)
+    if not inside.any():
+        return float("inf")
+    # What lies outside is counted at the ends, where clipping puts it.
+    there = np.where(inside, counts, 0.0)
+    places = np.flatnonzero(inside)
+    there[places[0]] += counts[values < low].sum()
+    there[places[-1]] += counts[values > high].sum()
+    steps = np.clip(np.round((values - low) / (high - low) * _STEPS), 0, _STEPS).astype(np.int64)
+    kept = np.where(inside, counts, 0.0)
+    # Each step's values, spread evenly over the bins that it stands for; what was clipped is not among them.
+    total = np.bincount(steps, kept, _STEPS + 1)
+    width = np.bincount(steps, inside.astype(np.float64), _STEPS + 1)
+    spread = np.where(inside, total[steps] / np.maximum(width[steps], 1.0), 0.0)
+    real = there > 0
+    p, q = there[real] / there.sum(), np.maximum(spread[real] / kept.sum(), np.finfo(np.float64).tiny)
+    return float(np.sum(p * np.log(p / q)))
 
 
 def _least_error(values: Floats, counts: Floats, low: float, high: float) -> tuple[float, float]:

@@ -54,10 +54,16 @@ class TestRanges:
 
     def test_what_is_never_negative_has_a_range_from_zero(self):
         values = np.maximum(np.random.default_rng(2).standard_normal(10_000), 0)
-        for how in ("mse", "percentile", "minmax"):
+        for how in ("mse", "entropy", "percentile", "minmax"):
             low, high = histogram(values).range(how)
             assert low == 0.0
             assert 0 < high <= values.max()
+
+    def test_entropy_clips_rare_outliers_and_keeps_what_fills_its_range(self):
+        normal = np.random.default_rng(0).standard_normal(200_000)
+        assert histogram(np.append(normal, [-60.0, 60.0])).range("entropy")[1] < 12.0
+        even = histogram(np.linspace(-1.0, 1.0, 50_001)).range("entropy")
+        assert even == (pytest.approx(-1.0, rel=0.02), pytest.approx(1.0, rel=0.02))
 
     def test_percentiles_leave_out_the_outermost_values_only(self):
         values = np.append(np.random.default_rng(3).random(60_000), 1000.0)
