@@ -5,7 +5,6 @@ Each answer is kept as soon as it is there, so that a run that was interrupted g
 
 from __future__ import annotations
 
-import fnmatch
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from edgekit.core import schema
 from edgekit.core.errors import ConfigError, unknown_name
 from edgekit.core.extras import versions_of
 from edgekit.core.files import sha256_file, sha256_text
+from edgekit.core.layer_paths import fits
 from edgekit.core.lowering import Quantize
 from edgekit.core.task import Direction
 from edgekit.flow.evaluate import InputFiles, array_file, golden_inputs, random_inputs, split_inputs
@@ -376,8 +376,8 @@ def _chosen(known: _Layers, patterns: Sequence[str]) -> list[Layer]:
         return list(known.layers)
     found: dict[str, Layer] = {}
     for pattern in patterns:
-        fits = [e for e in known.layers if fnmatch.fnmatchcase(e.path, pattern) or e.path.startswith(f"{pattern}.")]
-        if not fits:
+        named = [layer for layer in known.layers if fits(layer.path, pattern)]
+        if not named:
             raise unknown_name("layer with weights", pattern, [layer.path for layer in known.layers])
-        found |= {layer.path: layer for layer in fits}
+        found |= {layer.path: layer for layer in named}
     return [layer for layer in known.layers if layer.path in found]

@@ -12,7 +12,6 @@ The module keeps its structure; its weights hold the grid's values, and the grid
 from __future__ import annotations
 
 import copy
-import fnmatch
 import math
 import time
 from collections import Counter
@@ -20,9 +19,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from edgekit.core.errors import ConfigError, nearest
 from edgekit.core.extras import require
 from edgekit.core.grid import Grid, Trained, structure_of
+from edgekit.core.layer_paths import fits, fits_any, no_layer
 from edgekit.core.model import Model
 from edgekit.core.program import TORCH_EXTRA, TorchProgram
 from edgekit.core.progress import Step
@@ -36,7 +35,6 @@ from edgekit.passes.base import Pass, PassContext, PassResult
 _BITS = (8, 4, 3, 2)
 
 _SHOWN = 3
-_LISTED = 12
 _SMALL = 0.1
 _MOST_ROWS = 16384
 _MOST_BYTES = 128 << 20
@@ -147,7 +145,7 @@ def _chosen(program: TorchProgram, options: LearnedRoundingOptions) -> tuple[lis
     eligible, left = [], []
     for layer in found:
         weight = parameters[layer.weight]
-        if any(_fits(layer.path, pattern) for pattern in options.keep):
+        if fits_any(layer.path, options.keep):
             left.append(f"'{layer.path}' stays float, as `keep` says")
         elif layer.shared:
             left.append(f"'{layer.path}' stays float: its weights are used more than once")
@@ -162,24 +160,15 @@ def _chosen(program: TorchProgram, options: LearnedRoundingOptions) -> tuple[lis
     for layer, weight in eligible:
         depthwise = layer.groups > 1 and weight.shape[1] == 1
         usual = max(options.bits, options.small_bits) if depthwise or layer.path in small else options.bits
-        fitting = [bits for pattern, bits in options.overrides.items() if _fits(layer.path, pattern)]
+        fitting = [bits for pattern, bits in options.overrides.items() if fits(layer.path, pattern)]
         chosen.append((layer, fitting[-1] if fitting else usual, weight.numel()))
     return chosen, left
 
 
 def _check_patterns(patterns: Sequence[str], paths: Sequence[str]) -> None:
     for pattern in patterns:
-        if not any(_fits(path, pattern) for path in paths):
-            guess = nearest(pattern, paths)
-            raise ConfigError(
-                f"'{pattern}' in the options of learned_rounding fits no layer with weights."
-                f"{f' Did you mean {guess!r}?' if guess else ''}",
-                f"Layers: {', '.join(paths[:_LISTED])}{', …' if len(paths) > _LISTED else ''}.",
-            )
-
-
-def _fits(path: str, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(path, pattern) or path.startswith(f"{pattern}.")
+        if not any(fits(path, pattern) for path in paths):
+            raise no_layer(f"'{pattern}' in the options of learned_rounding fits no layer with weights", pattern, paths)
 
 
 def _small(sizes: Mapping[str, int]) -> set[str]:

@@ -12,12 +12,12 @@ A layer is only taken apart where both its weights and its multiplications becom
 from __future__ import annotations
 
 import copy
-import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from edgekit.core.errors import ConfigError, PassError, nearest
+from edgekit.core.errors import ConfigError, PassError
+from edgekit.core.layer_paths import fits, fits_any, no_layer
 from edgekit.core.model import Model
 from edgekit.core.program import TorchProgram
 from edgekit.core.task import Task
@@ -158,7 +158,7 @@ class LowRank(Pass):
         wanted = [
             path
             for path in found
-            if (not options.layers or _fits(path, options.layers)) and not _fits(path, options.skip)
+            if (not options.layers or fits_any(path, options.layers)) and not fits_any(path, options.skip)
         ]
         modules, tied = dict(program.module.named_modules()), tied_parameters(program.module)
         candidates = []
@@ -176,12 +176,8 @@ class LowRank(Pass):
     def _check_patterns(self, paths: Sequence[str]) -> None:
         for option in ("layers", "skip"):
             for pattern in getattr(self.options, option):
-                if not any(_fits(path, (pattern,)) for path in paths):
-                    guess = nearest(pattern, list(paths))
-                    raise ConfigError(
-                        f"low_rank: {option}: '{pattern}' fits no layer.{f' Did you mean {guess!r}?' if guess else ''}",
-                        f"Layers: {', '.join(paths[:12])}{', …' if len(paths) > 12 else ''}.",
-                    )
+                if not any(fits(path, pattern) for path in paths):
+                    raise no_layer(f"low_rank: {option}: '{pattern}' fits no layer", pattern, paths)
 
     def _method(self, module: Any) -> Any:
         """How a module is factorized; None where it is not."""
@@ -238,10 +234,6 @@ class LowRank(Pass):
             f"{len(paying)} of {len(candidates)} layers factorized",
             f"their weights {weights:,} → {weights_left:,}, their multiplications {macs:,} → {macs_left:,}",
         )
-
-
-def _fits(path: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(path, pattern) or path.startswith(f"{pattern}.") for pattern in patterns)
 
 
 def _cost(candidate: _Candidate, how: Factorized) -> tuple[int, int]:

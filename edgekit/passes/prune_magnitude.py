@@ -15,14 +15,14 @@ Biases and norms are never pruned. Zeros by themselves make no runtime faster: t
 from __future__ import annotations
 
 import copy
-import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from edgekit.core.errors import ConfigError, nearest
+from edgekit.core.errors import ConfigError
 from edgekit.core.extras import require
+from edgekit.core.layer_paths import fits, fits_any, no_layer
 from edgekit.core.model import Model
 from edgekit.core.program import TORCH_EXTRA, TorchProgram
 from edgekit.core.task import Task, TrainableTask
@@ -176,12 +176,12 @@ class PruneMagnitude(Pass):
         paths = [path for weight in found for path in weight.layers]
         for option in ("layers", "skip"):
             for wanted in getattr(options, option):
-                if not any(_fits(path, (wanted,)) for path in paths):
-                    raise _no_layer(option, wanted, paths)
+                if not any(fits(path, wanted) for path in paths):
+                    raise no_layer(f"prune_magnitude: {option}: '{wanted}' fits no layer", wanted, paths, _SHOWN)
         chosen, misfits = [], []
         for weight in found:
-            listed = not options.layers or any(_fits(path, options.layers) for path in weight.layers)
-            if not listed or any(_fits(path, options.skip) for path in weight.layers):
+            listed = not options.layers or any(fits_any(path, options.layers) for path in weight.layers)
+            if not listed or any(fits_any(path, options.skip) for path in weight.layers):
                 continue
             reason = weight.misfit(program.module.get_parameter(weight.parameter).shape, pattern)
             if reason:
@@ -345,18 +345,6 @@ def _train(
         # It may have filled zeros; what was pruned is what it trained for.
         masks.put()
     return ("pruned at once: the project's own loop knows no schedule", *outcome.notes()) if own else outcome.notes()
-
-
-def _fits(path: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(path, pattern) or path.startswith(f"{pattern}.") for pattern in patterns)
-
-
-def _no_layer(option: str, pattern: str, paths: Sequence[str]) -> ConfigError:
-    guess = nearest(pattern, paths)
-    return ConfigError(
-        f"prune_magnitude: {option}: '{pattern}' fits no layer.{f' Did you mean {guess!r}?' if guess else ''}",
-        f"Layers: {', '.join(paths[:_SHOWN])}{', …' if len(paths) > _SHOWN else ''}.",
-    )
 
 
 def _shares(module: Any, weight: Weight) -> list[tuple[str, float]]:

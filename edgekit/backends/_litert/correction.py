@@ -1,19 +1,11 @@
-"""Layers of a quantized file made to give, on average, what the float layers give, one after the other.
-
-Weights of matrix products are rounded anew for the data that they meet (see `rounding`). Rounded weights and clipped
-activations still shift the mean of each output channel, and the shifts add up from layer to layer. The mean before the
-activation function is measured on calibration examples, in float and quantized with all earlier layers corrected
-already, and the difference goes into the bias: A. Finkelstein, U. Almog and M. Grobman, "Fighting Quantization Bias
-With Bias", 2019; M. Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019.
-
-A layer is linear in its data before the activation function: the mean of its results is its result for the mean of its
-data. So one run of the network on each example, stopped before every layer, is enough.
-"""
+"""Layers of a quantized file corrected one after the other: `edgekit.backends._quantize.sequential` says how and why."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from edgekit.backends._litert import flatbuffer
@@ -22,6 +14,7 @@ from edgekit.backends._litert.fourbits import least_error_steps
 from edgekit.backends._litert.layers import LinearLayer, linear_layers
 from edgekit.backends._litert.observation import Observation
 from edgekit.backends._litert.stepwise import Stepwise
+from edgekit.backends._quantize import sequential
 from edgekit.backends._quantize.rounding import rounded
 
 if TYPE_CHECKING:
@@ -51,35 +44,78 @@ def correct_layers(
         samples: Examples by signature.
         frozen: Results of layers whose weights stay as they are; their biases do not.
     """
-    count = 0
-    roundings: dict[str, tuple[Array, Floats]] = {}
-    for signature in quantized.signatureDefs:
-        place = int(signature.subgraphIndex)
-        steps = Stepwise(quantized, signature, samples[flatbuffer.text(signature.signatureKey)])
-        twins = {twin.result_name: twin for _, twin in linear_layers(plain, plain.subgraphs[place])}
-        for index, layer in linear_layers(quantized, quantized.subgraphs[place]):
-            twin = twins.get(layer.result_name)
-            if twin is None or not (layer.has_weights and twin.has_weights and (layer.is_8_bit or layer.is_float)):
-                continue
-            if twin.data_name not in observed.means:
-                continue
-            steps.run_to(index)
-            bias, weights = twin.bias(), twin.weights()
-            if layer.is_8_bit:
-                layer.coarsen(weights, bias)
-            if layer.is_product and layer.result_name not in frozen:
-                # Signatures share their weights: those of the first are rounded, and the others have the same.
-                key = _digest(weights, layer.steps())
-                if key not in roundings:
-                    roundings[key] = _rounded(layer, weights, steps.second_moment(layer.data))
-                if layer.stored_bits == _FOUR:
-                    layer.put(*roundings[key])
-                else:
-                    layer.store(roundings[key][0])
-            result = twin.mean_result(steps.mean(layer.data), layer.weights())
-            layer.set_bias(bias + twin.mean_result(observed.means[twin.data_name], weights) - result)
-            count += 1
-    return count
+    known: dict[str, tuple[Array, Floats]] = {}
+
+    def layers() -> Iterator[_Step]:
+        for signature in quantized.signatureDefs:
+            place = int(signature.subgraphIndex)
+            steps = Stepwise(quantized, signature, samples[flatbuffer.text(signature.signatureKey)])
+            twins = {twin.result_name: twin for _, twin in linear_layers(plain, plain.subgraphs[place])}
+            for index, layer in linear_layers(quantized, quantized.subgraphs[place]):
+                twin = twins.get(layer.result_name)
+                if twin is None or not (layer.has_weights and twin.has_weights and (layer.is_8_bit or layer.is_float)):
+                    continue
+                if twin.data_name in observed.means:
+                    fixed = layer.result_name in frozen
+                    yield _Step(index, layer, twin, observed.means[twin.data_name], steps, fixed, known)
+
+    return sequential.correct_layers(layers())
+
+
+@dataclass
+class _Step:
+    """A layer as `sequential` sees it; `known` has the roundings of weights that signatures share."""
+
+    index: int
+    layer: LinearLayer
+    twin: LinearLayer
+    mean: Floats
+    steps: Stepwise
+    fixed: bool
+    known: dict[str, tuple[Array, Floats]]
+
+    @cached_property
+    def weights(self) -> Floats:
+        return self.twin.weights()
+
+    @cached_property
+    def key(self) -> str:
+        # As the layer arrives: having its rounding changes its steps.
+        return _digest(self.weights, self.layer.steps())
+
+    def arrive(self) -> None:
+        self.steps.run_to(self.index)
+        if self.layer.is_8_bit:
+            self.layer.coarsen(self.weights, self.twin.bias())
+
+    def second_moment(self) -> Floats | None:
+        if self.fixed or not self.layer.is_product:
+            return None
+        if self.key in self.known:
+            # Those of the first signature are rounded, and the others have the same.
+            self._have(self.known[self.key])
+            return None
+        return self.steps.second_moment(self.layer.data)
+
+    def round_weights(self, moment: Floats) -> None:
+        found = _rounded(self.layer, self.weights, moment)
+        self.known[self.key] = found
+        self._have(found)
+
+    def _have(self, found: tuple[Array, Floats]) -> None:
+        if self.layer.stored_bits == _FOUR:
+            self.layer.put(*found)
+        else:
+            self.layer.store(found[0])
+
+    def expected(self) -> Floats:
+        return self.twin.bias() + self.twin.mean_result(self.mean, self.weights)
+
+    def present(self) -> Floats:
+        return self.twin.mean_result(self.steps.mean(self.layer.data), self.layer.weights())
+
+    def set_bias(self, bias: Floats) -> None:
+        self.layer.set_bias(bias)
 
 
 def _rounded(layer: LinearLayer, weights: Floats, moment: Floats) -> tuple[Array, Floats]:

@@ -19,6 +19,7 @@ from edgekit.backends._mil.evaluator import ReferenceEvaluator
 from edgekit.backends._mil.package import read_package
 from edgekit.backends._mil.program import Block
 from edgekit.backends._mil.weights import Weight
+from edgekit.backends._quantize.judging import held_out
 from edgekit.backends._quantize.modules import modules_of, schemes_by_module
 from edgekit.backends._quantize.sequential import correct_layers
 from edgekit.core.errors import UnsupportedModelError
@@ -36,8 +37,6 @@ PLAIN = ("float32", "float16")
 SCALES_IOS = 18
 """The release from which on palettes have scales, weights have 4 bits, and both come in groups."""
 _SPARED = "weight_only_wi8_afp32"
-_HELD_OUT = 4
-"""One example in that many decides between candidates, and sets no range."""
 _EQUAL_DB = 200.0
 _OFF_GRID = 0.2
 """How far from its level a weight may be, in steps: rounding to float16, not another weight."""
@@ -215,8 +214,7 @@ def _calibrated(
     plain: ReferenceEvaluator, layers: _Layers, wanted: Wanted, quantize: Quantize
 ) -> tuple[emission.Edits, str]:
     """The best of the candidates by the signal-to-noise ratio of the outputs, on examples that set nothing in them."""
-    judging = list(wanted.examples[_HELD_OUT - 1 :: _HELD_OUT]) or list(wanted.examples)
-    fitting = [one for place, one in enumerate(wanted.examples) if place % _HELD_OUT != _HELD_OUT - 1]
+    fitting, judging = held_out(wanted.examples)
     references = [plain.run(example) for example in judging]
     ratios: dict[str, float] = {}
     best: _Candidate | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from edgekit.backends._quantize.modules import Finder, modules_of, schemes_by_mo
 from edgekit.backends.base import CompileRequest
 from edgekit.core.errors import UnsupportedModelError
 from edgekit.core.grid import Trained, trained_in
+from edgekit.core.layer_paths import fits_any
 
 if TYPE_CHECKING:
     from edgekit.backends._onnxruntime.packing import Fixed
@@ -108,8 +108,7 @@ def _on_grids(
 
 def _is_named(layer: Layer, request: CompileRequest) -> bool:
     """Whether an override names the layer."""
-    patterns = request.lowering.overrides
-    return any(fnmatch.fnmatchcase(layer.path, one) or layer.path.startswith(f"{one}.") for one in patterns)
+    return fits_any(layer.path, request.lowering.overrides)
 
 
 def _possible(layer: Layer, scheme: str) -> str:

@@ -13,7 +13,7 @@ from edgekit.backends._openvino.plan import Plan
 from edgekit.backends._openvino.ranges import KIND, bypassed, quantizers, set_ranges, sources
 from edgekit.backends._openvino.runtime import EXTRA, WHY
 from edgekit.backends._openvino.storage import Stored
-from edgekit.backends._openvino.weights import store_half, stored
+from edgekit.backends._openvino.weights import store_half, stored, with_layers
 from edgekit.backends.base import CompileRequest
 from edgekit.core.errors import UnsupportedModelError
 from edgekit.core.extras import require
@@ -50,11 +50,11 @@ def static_int8(model: Any, plan: Plan, request: CompileRequest, device: str) ->
     name = f"{quantize.ranges} ranges"
     ranged = _with_float_biases(default.clone(), model)
     set_ranges(ranged, observed, quantize.ranges, plan.ranges)
-    candidates[name] = _made(ranged, plan, Corrections(weights))
+    candidates[name] = with_layers(ranged, plan, Corrections(weights))
     if quantize.bias_correction:
         found = corrected(ranged, plain, weights, observed, some)
         if found.biases:
-            candidates[f"{name}, rounding by GPTQ and corrected biases"] = _made(ranged, plan, found)
+            candidates[f"{name}, rounding by GPTQ and corrected biases"] = with_layers(ranged, plan, found)
     for candidate in candidates.values():
         _compress(candidate)
     if plan.fixed or plan.ranges:
@@ -134,13 +134,6 @@ def _put_others(model: Any, plan: Plan, weights: dict[Key, Stored]) -> None:
     others = {key: one for key, one in weights.items() if key in left}
     store_half(model, plan)
     Corrections(others).put(model)
-
-
-def _made(ranged: Any, plan: Plan, found: Corrections) -> Any:
-    result = ranged.clone()
-    store_half(result, plan)
-    found.put(result)
-    return result
 
 
 def _compress(model: Any) -> None:

@@ -70,7 +70,7 @@ def weights_only(model: Any, plan: Plan, request: CompileRequest) -> tuple[Any, 
         result = model.clone()
         store_half(result, plan)
         return result, notes
-    candidates = {"the nearest weights": _made(model, plan, Corrections(start))}
+    candidates = {"the nearest weights": with_layers(model, plan, Corrections(start))}
     if quantize and quantize.scheme == "weight_only_wi8_afp32" and not (request.lowering.overrides or plan.fixed):
         candidates = {"NNCF's weights": _by_nncf(model)} | candidates
     judging: Sequence[Example] = ()
@@ -80,14 +80,15 @@ def weights_only(model: Any, plan: Plan, request: CompileRequest) -> tuple[Any, 
         observed = observe(model, fitting, means=linear_sources(model))
         better = corrected(model, model, start, observed, fitting)
         if better.biases:
-            candidates["rounding by GPTQ and corrected biases"] = _made(model, plan, better)
+            candidates["rounding by GPTQ and corrected biases"] = with_layers(model, plan, better)
     if not judging:
         return candidates["the nearest weights"], notes
     result, said = closest(candidates, model, judging, request.lowering.precision)
     return result, (*notes, said)
 
 
-def _made(model: Any, plan: Plan, found: Corrections) -> Any:
+def with_layers(model: Any, plan: Plan, found: Corrections) -> Any:
+    """A copy of the model whose layers are stored as the plan says and was found."""
     result = model.clone()
     store_half(result, plan)
     found.put(result)

@@ -6,13 +6,12 @@ of one output channel are among each other: that is compared.
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgekit.core.errors import ConfigError, nearest
+from edgekit.core.layer_paths import fits, no_layer
 
 if TYPE_CHECKING:
     from edgekit.core.task import Array
@@ -123,12 +122,8 @@ def schemes_by_module(paths: Collection[str], overrides: Mapping[str, str], defa
     """
     found = dict.fromkeys(paths, default)
     for pattern, scheme in overrides.items():
-        fits = [path for path in paths if fnmatch.fnmatchcase(path, pattern) or path.startswith(f"{pattern}.")]
-        if not fits:
-            guess = nearest(pattern, list(paths))
-            raise ConfigError(
-                f"The override '{pattern}' fits no layer with weights.{f' Did you mean {guess!r}?' if guess else ''}",
-                f"Layers: {', '.join(list(paths)[:12])}{', …' if len(paths) > 12 else ''}.",
-            )
-        found.update(dict.fromkeys(fits, scheme))
+        named = [path for path in paths if fits(path, pattern)]
+        if not named:
+            raise no_layer(f"The override '{pattern}' fits no layer with weights", pattern, paths)
+        found.update(dict.fromkeys(named, scheme))
     return found

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from edgekit.core.errors import ConfigError, nearest
+from edgekit.core.layer_paths import fits, fits_any, no_layer
 from edgekit.core.program import TorchProgram
 from edgekit.core.task import Task
 from edgekit.passes._channels.check import wrong_groups
@@ -111,8 +110,8 @@ class Run:
 
     def _is_wanted(self, layers: Sequence[str]) -> bool:
         options = self.options
-        wanted = not options.layers or any(_fits(path, options.layers) for path in layers)
-        return wanted and not any(_fits(path, options.skip) for path in layers)
+        wanted = not options.layers or any(fits_any(path, options.layers) for path in layers)
+        return wanted and not any(fits_any(path, options.skip) for path in layers)
 
     def _choose(self, scored: Scored, part: float, rounding: int) -> Removal:
         options = self.options
@@ -171,7 +170,7 @@ class Run:
         told = [
             f"'{path}' stays: {why}"
             for path, why in self.stays.items()
-            if (outputs or why != OUTPUT) and not _fits(path, pruned)
+            if (outputs or why != OUTPUT) and not fits_any(path, pruned)
         ]
         return shortened(told, _SHOWN, "stay")
 
@@ -192,13 +191,5 @@ def _nothing(_channels: Sequence[int]) -> tuple[Slice, ...]:
 def _check_patterns(options: PruneChannelsOptions, paths: Sequence[str]) -> None:
     for name in ("layers", "skip"):
         for pattern in getattr(options, name):
-            if not any(_fits(path, (pattern,)) for path in paths):
-                guess = nearest(pattern, list(paths))
-                raise ConfigError(
-                    f"prune_channels: {name}: '{pattern}' fits no layer.{f' Did you mean {guess!r}?' if guess else ''}",
-                    f"Layers: {', '.join(paths[:12])}{', …' if len(paths) > 12 else ''}.",
-                )
-
-
-def _fits(path: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(path, pattern) or path.startswith(f"{pattern}.") for pattern in patterns)
+            if not any(fits(path, pattern) for path in paths):
+                raise no_layer(f"prune_channels: {name}: '{pattern}' fits no layer", pattern, paths)

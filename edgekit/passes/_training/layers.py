@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgekit.core.errors import ConfigError, PassError, nearest
+from edgekit.core.errors import PassError
 from edgekit.core.extras import require
+from edgekit.core.layer_paths import fits, no_layer
 from edgekit.core.program import TORCH_EXTRA, TorchProgram
 
 _AXES = {
@@ -27,7 +27,6 @@ _AXES = {
 """Operators with weights, and the axis of the weight that counts output channels."""
 _FUSED = ("aten.batch_norm", "aten.relu", "aten.hardtanh", "aten.clamp", "aten._native_batch_norm")
 """What runtimes compute within the layer before it: between the two there is no tensor that could be rounded."""
-_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -137,12 +136,7 @@ def bits_by_layer(
 
 
 def _fitting(pattern: str, keys: Mapping[str, int], option: str) -> list[str]:
-    fits = [key for key in keys if fnmatch.fnmatchcase(key, pattern) or key.startswith(f"{pattern}.")]
-    if not fits:
-        guess = nearest(pattern, keys)
-        raise ConfigError(
-            f"'{pattern}' in `{option}` of quantize_aware fits no layer with weights."
-            f"{f' Did you mean {guess!r}?' if guess else ''}",
-            f"Layers: {', '.join(list(keys)[:_SHOWN])}{', …' if len(keys) > _SHOWN else ''}.",
-        )
-    return fits
+    found = [key for key in keys if fits(key, pattern)]
+    if not found:
+        raise no_layer(f"'{pattern}' in `{option}` of quantize_aware fits no layer with weights", pattern, keys)
+    return found
