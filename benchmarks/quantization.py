@@ -10,7 +10,7 @@ Three subjects; goals and splits stand here and in benchmarks/_quantization/ sin
   1.5, their LiteRT file at least 12 times smaller than float32. Each with the 95 % interval of a paired bootstrap.
 - **Sentences**: MiniLM in int8, mean cosine of embeddings at least 0.99 on 300 sentences.
 
-`ours` is always `edgekit compile` with its verification; the library's default is its own calls, in library.py. Cells run
+`ours` is always `edgekit compile` with its verification; the library's default is its own calls, in defaults.py. Cells run
 two at a time, each on one processor; speeds are measured afterwards with nothing beside them. What is finished is kept
 in benchmarks/results/quantization-cells.json, and artifacts in build/: a run that is killed goes on where it was.
 """
@@ -41,13 +41,13 @@ def plan() -> list[Cell]:
     """Every cell, the important ones first."""
     cells = [Cell(f"{half}/-/{kind}/noise", making.noise) for half in HALVES for kind in ("grey", "bf16")]
     for backend in RUNTIMES:
-        cells.append(Cell(f"photos-A/{backend}/float32/library", making.library))
+        cells.append(Cell(f"photos-A/{backend}/float32/library", making.defaults))
         for half in HALVES:
             cells += both(f"{half}/{backend}/{rows.STATIC}")
     for half in HALVES:
         cells += both(f"{half}/litert/{rows.FOUR}")
     for subject in IMAGES:
-        cells.append(Cell(f"{subject}/litert/float32/library", making.library))
+        cells.append(Cell(f"{subject}/litert/float32/library", making.defaults))
         cells += [Cell(f"{subject}/{backend}/{rows.STATIC}/edgekit", making.edgekit) for backend in RUNTIMES]
         cells.append(Cell(f"{subject}/litert/{rows.FOUR}/edgekit", making.edgekit))
     for recipe in ("qat_2", "qat_1"):
@@ -55,7 +55,7 @@ def plan() -> list[Cell]:
     cells += [Cell(f"{subject}/coreml/{rows.STATIC}/edgekit", making.reference_evaluated) for subject in IMAGES]
     cells += [Cell(f"minilm/{backend}/{scheme}/edgekit", making.edgekit) for backend, scheme in rows.SENTENCES.items()]
     cells += [Cell(f"minilm/{backend}/{rows.STATIC}/edgekit", making.edgekit) for backend in RUNTIMES]
-    cells += [Cell(f"{half}/openvino/{rows.STATIC}/nncf-accuracy-control", making.library) for half in HALVES]
+    cells += [Cell(f"{half}/openvino/{rows.STATIC}/nncf-accuracy-control", making.defaults) for half in HALVES]
     cells += [Cell(f"{s}/litert/qat_4/edgekit", making.edgekit_trained_if_needed, phase=1) for s in IMAGES]
     cells += [Cell(f"photos-A/{backend}/all/speed", making.speed, phase=ALONE) for backend in RUNTIMES]
     cells += [Cell(f"{subject}/litert/all/speed", making.speed, phase=ALONE) for subject in IMAGES]
@@ -64,7 +64,7 @@ def plan() -> list[Cell]:
 
 def both(prefix: str) -> list[Cell]:
     """edgekit's and the library's default, next to each other, so that the machine is the same for both."""
-    return [Cell(f"{prefix}/edgekit", making.edgekit), Cell(f"{prefix}/library", making.library)]
+    return [Cell(f"{prefix}/edgekit", making.edgekit), Cell(f"{prefix}/library", making.defaults)]
 
 
 def trained(subjects: set[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks._quantization import crops
-from benchmarks._quantization.library import OUT
+from benchmarks._quantization.defaults import OUT
 from benchmarks._quantization.subjects import HERE, ROOT, SUBJECTS, Subject
 from benchmarks._quantization.work import QUICK_EXAMPLES, Cell, CellError, Found, Workshop
 from edgekit.core.files import write_atomic
@@ -122,7 +122,7 @@ def _write_run(folder: Path, run: Found) -> None:
     (folder / "run.json").write_text(json.dumps(run))
 
 
-def library(shop: Workshop, cell: Cell) -> Found:
+def defaults(shop: Workshop, cell: Cell) -> Found:
     """A library's own conversion and quantization, in a process of its own."""
     subject, backend, kind, maker = parts(cell.key)
     prepared, folder = shop.prepared(subject), shop.artifacts(cell.key)
@@ -136,7 +136,7 @@ def library(shop: Workshop, cell: Cell) -> Found:
         "examples": QUICK_EXAMPLES if shop.quick else CALIBRATION,
         "out": str(folder),
     }
-    ended = shop.asked("library", (), request)
+    ended = shop.asked("defaults", (), request)
     if ended.code != 0:
         raise CellError(ended.last_words())
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,4 +1,4 @@
-"""What each library does by itself, with its defaults: `python -m benchmarks._quantization.library REQUEST.json`.
+"""What each library does by itself, with its defaults: `python -m benchmarks._quantization.defaults REQUEST.json`.
 
 The request has `program` (a `.pt2`), `calibration` (input name → `.npy`), `examples` (how many of them), `kind`, `backend` and
 `out`. Only the calls that the libraries' own guides show are made; where a guide leaves a choice that decides what can
