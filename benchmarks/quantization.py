@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks._quantization import making, rows
 from benchmarks._quantization.subjects import IMAGES
-from benchmarks._quantization.work import ALONE, Cell, Workshop
 from benchmarks.common import RESULTS, ROOT, Results, machine, wall
+from benchmarks.workshop import ALONE, Cell, Workshop
 from edgekit.core.files import write_atomic
 from edgekit.core.user_code import load_module
 

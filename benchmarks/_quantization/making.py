@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks._quantization import crops
 from benchmarks._quantization.defaults import OUT
 from benchmarks._quantization.subjects import HERE, ROOT, SUBJECTS, Subject
-from benchmarks._quantization.work import QUICK_EXAMPLES, Cell, CellError, Found, Workshop
+from benchmarks.workshop import QUICK_EXAMPLES, Cell, CellError, Found, Workshop
 from edgekit.core.files import write_atomic
 
 CALIBRATION = 128

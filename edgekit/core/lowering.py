@@ -28,6 +28,13 @@ IoType = Literal["float32", "int8", "uint8"]
 
 InputLayout = Literal["NCHW", "NHWC"]
 
+Sparse = Literal["auto", "off", "size", "speed"]
+"""Whether weights that are mostly zeros are stored as such.
+
+`size`: smaller on disk, computed as if dense. `speed`: computed as sparse, where the runtime can. `auto`: whatever makes
+the artifact smaller at no cost in latency; nothing, where no weight has enough zeros. `off`: never.
+"""
+
 Ranges = Literal["mse", "entropy", "percentile", "minmax"]
 """How the range of an activation is chosen: least squared error, least divergence of the distribution, all but the outermost
 values, or all of them."""
@@ -66,12 +73,14 @@ class Lowering:
         layout: The layout in which the artifact takes an input, by input name; the model's own where it is not named.
         batch_sizes: Batch sizes that the artifact takes, the first of them unless told otherwise; the model's own where
             none is given.
+        sparse: How weights are stored that pruning left mostly zeros.
     """
 
     quantize: Quantize | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
     layout: Mapping[str, InputLayout] = field(default_factory=dict)
     batch_sizes: tuple[int, ...] = ()
+    sparse: Sparse = "auto"
 
     @property
     def precision(self) -> str:

@@ -65,8 +65,8 @@ def compress(source: ModelState, recipe: Recipe, tools: Tools) -> ModelState:
     state, key = source, source.info.digest
     before = metrics_of(source, tools) if recipe.passes else {}
     for step in recipe.passes:
-        key = _step_key(key, step, tools.data)
-        state = _run_or_reuse(state, source, step, key, tools)
+        key = _step_key(key, step, tools.data, recipe.seed)
+        state = _run_or_reuse(state, source, _Step(step, key, recipe.seed), tools)
         if recipe.budget is not None and before:
             check_budget(
                 recipe.budget, before, dict(state.info.history[-1].metrics_after), f"the pass '{step.name}'", tools
@@ -101,7 +101,16 @@ def check_budget(budget: Budget, before: dict[str, float], after: dict[str, floa
         )
 
 
-def _step_key(key: str, step: Pass, data: DataSet | None) -> str:
+@dataclass(frozen=True)
+class _Step:
+    """A pass to run: where its result is kept, and the seed of its random choices."""
+
+    run: Pass
+    key: str
+    seed: int
+
+
+def _step_key(key: str, step: Pass, data: DataSet | None, seed: int) -> str:
     parts = {
         "after": key,
         "pass": step.name,
@@ -110,16 +119,18 @@ def _step_key(key: str, step: Pass, data: DataSet | None) -> str:
         "files": [sha256_file(path) for path in step.own_files(data.task if data else None)],
         "data": [data.reference, data.folder.name] if data else None,
         "torch": versions_of(("torch",)),
+        "seed": seed,
     }
     return sha256_text(schema.canonical_json(parts).decode())
 
 
-def _run_or_reuse(state: ModelState, source: ModelState, step: Pass, key: str, tools: Tools) -> ModelState:
+def _run_or_reuse(state: ModelState, source: ModelState, step: _Step, tools: Tools) -> ModelState:
+    key = step.key
     folder = tools.cache.folder("models", key)
     info = tools.cache.record("models", key, ModelInfo)
     if folder is not None and info is not None:
         return ModelState(info, _rebuilder(source, info, folder))
-    made = _run(state, step, key, tools)
+    made = _run(state, step, tools)
 
     def fill(staging: Path) -> None:
         save_checkpoint(made, tools.request, staging)
@@ -149,15 +160,15 @@ def _rebuilder(source: ModelState, info: ModelInfo, folder: Path) -> Callable[[]
     return rebuild
 
 
-def _run(state: ModelState, step: Pass, key: str, tools: Tools) -> Model:
-    model = state.live()
+def _run(state: ModelState, planned: _Step, tools: Tools) -> Model:
+    model, step = state.live(), planned.run
     step.requires(model)
     before = metrics_of(state, tools)
-    work = _work(key, tools)
+    work = _work(planned.key, tools)
     work.mkdir(parents=True, exist_ok=True)
     with tools.progress.step(f"pass {step.name}"):
         task = tools.data.task if tools.data else None
-        result = step.apply(model, task, PassContext(work, progress=tools.progress))
+        result = step.apply(model, task, PassContext(work, planned.seed, tools.progress))
     step.ensures(model, result.model)
     after = metrics_of(ModelState(info_of(result.model), lambda: result.model), tools) if result.modified else before
     record = PassRecord(

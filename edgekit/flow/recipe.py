@@ -55,6 +55,7 @@ class Verify:
 @dataclass(frozen=True)
 class _RecipeFile:
     schema_version: int
+    seed: int = 0
     passes: tuple[Mapping[str, Any], ...] = ()
     lowering: Lowering = Lowering()
     budget: Budget | None = None
@@ -71,6 +72,7 @@ class Recipe:
         budget: What may be lost; None where nothing is limited.
         verify: What an artifact's outputs must keep.
         source: The file it came from, for people.
+        seed: Of every random choice that a pass makes: the order of training examples, a student's first weights.
     """
 
     passes: tuple[Pass, ...] = ()
@@ -78,6 +80,7 @@ class Recipe:
     budget: Budget | None = None
     verify: Verify = Verify()
     source: str = ""
+    seed: int = 0
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -102,7 +105,7 @@ def parse_recipe(document: Document) -> Recipe:
     if raw.verify.min_cosine is not None and not -1 <= raw.verify.min_cosine <= 1:
         raise ConfigError(f"{document.where('verify', 'min_cosine')}: a cosine is between -1 and 1.")
     _check_overrides(document, raw.lowering)
-    return Recipe(tuple(passes), raw.lowering, raw.budget, raw.verify, document.source)
+    return Recipe(tuple(passes), raw.lowering, raw.budget, raw.verify, document.source, raw.seed)
 
 
 def _check_overrides(document: Document, lowering: Lowering) -> None:

@@ -94,12 +94,14 @@ class Workshop:
         cells_file: The file of what was found.
         quick: Whether a few examples are enough: shows that everything works, and no numbers.
         jobs: How many cells are made at a time, each on a processor of its own.
+        package: The package in benchmarks/ whose modules run in child processes.
     """
 
     folder: Path
     cells_file: Path
     quick: bool = False
     jobs: int = 2
+    package: str = "_quantization"
     cells: dict[str, Found] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _subjects: dict[str, threading.Lock] = field(default_factory=dict)
@@ -187,7 +189,8 @@ class Workshop:
             )
 
     def python(self, module: str, *arguments: str) -> Ended:
-        return self.child([sys.executable, "-m", f"benchmarks._quantization.{module}", *arguments])
+        """Run one of the benchmark's own modules as a program."""
+        return self.child([sys.executable, "-m", f"benchmarks.{self.package}.{module}", *arguments])
 
     def asked(self, module: str, verb: tuple[str, ...], request: Mapping[str, Any]) -> Ended:
         """Run one of our modules with a request as a JSON file."""
