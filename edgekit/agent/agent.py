@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 # On a device these files lie side by side and belong to no package.
 import facts  # type: ignore[import-not-found]
+import signing  # type: ignore[import-not-found]
 import store  # type: ignore[import-not-found]
 from store import AgentError, field, word
 
@@ -154,6 +155,7 @@ def inspect(request: Json, root: str) -> Json:
         "runtimes": [name for name in store.names(os.path.join(root, "runtimes")) if not name.startswith(".")],
         "free_bytes": shutil.disk_usage(root).free,
         "current": model and model.current,
+        "trusted_key": signing.trusted_key(root),
     }
 
 
@@ -173,6 +175,9 @@ class Run:
         self.keep = max(0, field(request, "keep_releases", int))
         self.workloads = field(request, "workloads", list)
         self.runtime = field(request, "runtime", dict)
+        self.signature = request.get("signature")
+        if self.signature is not None:
+            field(request, "signature", dict)
         self.out = os.path.join(root, "runs", word(request, "run_id"))
         if not os.path.isfile(self.driver):
             raise AgentError("request", f"this agent has no driver '{request['driver']}'")
@@ -187,8 +192,22 @@ class Run:
         self.previous: str | None = None
         self.hook: Json | None = None
 
+    def record(self) -> Json:
+        """The release as it is signed and kept."""
+        wheels = [] if self.runtime.get("kind") == "host" else field(self.runtime, "wheels", list)
+        return dict(
+            self.model,
+            driver=os.path.basename(self.driver),
+            runtime=self.runtime.get("digest"),
+            wheels=sorted(word(wheel, "sha256", store.SHA256) for wheel in wheels),
+            agent=os.path.basename(HERE),
+            **self.common,
+        )
+
     def answer(self) -> Json:
         """All steps, in their order."""
+        record = self.record()
+        signed = signing.check(self.root, record, self.signature) if self.release else None
         blobs, releases = store.Store(self.root), store.Releases(self.root, self.name)
         files = {name: self._files(blobs, chosen) for name, chosen in self.inputs.items()}
         expected = self._files(blobs, field(self.health, "expected", dict)) if self.health else {}
@@ -198,8 +217,7 @@ class Run:
         os.makedirs(self.out, exist_ok=True)
         self.previous = releases.current
         if self.release:
-            record = dict(self.model, driver=os.path.basename(self.driver), runtime=digest, **self.common)
-            folder = releases.add(blobs, self.model, record)
+            folder = releases.add(blobs, self.model, dict(record, signature=self.signature))
         else:
             folder = os.path.join(self.out, ".model")
             store.place(folder, lambda staging: store.lay_out(blobs, field(self.model, "files", list), staging))
@@ -223,6 +241,7 @@ class Run:
             "runs": runs,
             "outputs": self.out,
             "hook": self.hook,
+            "signed": signed,
         }
 
     def _files(self, blobs: Any, chosen: Any) -> dict[str, str]:
@@ -290,6 +309,7 @@ def rollback(request: Json, root: str) -> Json:
             raise AgentError(
                 "release", f"there is no such earlier release of '{request['model']}' here; kept: {listing}"
             )
+        signing.check_kept(root, os.path.join(releases.all, digest))
         # What is rolled back from leaves the history, so that a second rollback goes further back and not forth.
         releases.switch(digest, [entry for entry in history if entry not in (current, digest)] + [digest])
         return {"current": digest, "previous": current, "hook": releases.notify(current)}

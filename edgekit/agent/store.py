@@ -72,9 +72,14 @@ def sync(path: str) -> None:
 
 def write(path: str, value: Any) -> None:
     """A JSON file, whole or not at all."""
+    write_text(path, json.dumps(value, sort_keys=True))
+
+
+def write_text(path: str, text: str) -> None:
+    """A text file, whole or not at all."""
     temporary = f"{path}.{os.getpid()}.part"
     with open(temporary, "w") as stream:
-        json.dump(value, stream, sort_keys=True)
+        stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, path)

@@ -17,6 +17,7 @@ from edgekit.cli import (
     devices,
     doctor,
     init,
+    keys,
     report,
     rollback,
     sensitivity,
@@ -62,6 +63,7 @@ _VERBS = (
     rollback,
     bench,
     report,
+    keys,
     cache,
 )
 for _module in _VERBS:

@@ -18,7 +18,7 @@ T = TypeVar("T")
 Facts = Mapping[str, str | int | float | bool | None]
 
 _TRANSIENT = frozenset({"busy", "blob", "timeout", "stopped"})
-_HINTS = {
+HINTS = {
     "disk-full": "Free some space there, or set `root:` of the device in devices.yaml to a larger disk.",
     "permission": "Let the login write below `root:` of the device in devices.yaml, or choose another root there.",
     "out-of-memory": "Use a smaller model or a quantized one, or free memory on the device.",
@@ -29,6 +29,8 @@ _HINTS = {
     "busy": "Wait for the other run to end, then try again.",
     "blob": "Try again: what arrived wrong has been removed and is sent anew.",
     "release": "edgekit deploy puts a release there.",
+    "signature": "Sign with the key that the device knows: EDGEKIT_SIGNING_KEY=FILE (edgekit keys show). To let the device"
+    " take another key, its owner removes the file trusted-key in its folder of edgekit.",
 }
 # What Python 2.7 to 3.8 say of the agent's files.
 _TOO_OLD = ("SyntaxError", "IndentationError", "'type' object is not subscriptable")
@@ -65,6 +67,7 @@ class Inspected:
     runtimes: tuple[str, ...]
     free_bytes: int
     current: str | None
+    trusted_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,14 @@ class Hook:
 
     returncode: int | None
     message: str
+
+
+@dataclass(frozen=True)
+class Signed:
+    """Whose signature the device accepted, and whether it will take no other from now on."""
+
+    key: str
+    pinned: bool
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,7 @@ class Ran:
     runs: tuple[ProcessRun, ...]
     outputs: str
     hook: Hook | None
+    signed: Signed | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +146,7 @@ def parse(kind: type[T], result: CommandResult, device: Device) -> T:
 def error_of(error: ErrorBody, device: Device) -> DeviceError:
     """The error for what the agent says went wrong."""
     message = f"{device.name}: {printable(error.message, 800)}"
-    hint = _HINTS.get(error.kind, f"edgekit devices probe {device.name}")
+    hint = HINTS.get(error.kind, f"edgekit devices probe {device.name}")
     peak = error.detail.get("peak_rss_mib")
     if error.kind == "out-of-memory" and isinstance(peak, int | float):
         message += f" (it had taken {peak:.0f} MiB)"
@@ -164,7 +176,7 @@ def no_answer(result: CommandResult, device: Device) -> DeviceError:
         )
     if code == 128 + 9:
         return StableDeviceError(
-            f"The agent on '{device.name}' was killed, most likely because memory ran out.", _HINTS["out-of-memory"]
+            f"The agent on '{device.name}' was killed, most likely because memory ran out.", HINTS["out-of-memory"]
         )
     if code < 0 or code in (128 + 1, 128 + 13, 128 + 15):
         return TransientDeviceError(f"The agent on '{device.name}' was ended before it answered.")

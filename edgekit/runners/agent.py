@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from edgekit.core import schema
+from edgekit.core import schema, signing
 from edgekit.core.device import Device
 from edgekit.core.errors import ConfigError, StableDeviceError, VerificationError
 from edgekit.core.files import sha256_file, size_of
@@ -149,11 +149,12 @@ class _Execution:
         with self.progress.step(f"looking at {self.device.name}"):
             seen = self.visit.inspect(sorted(self.blobs), self.job.artifact.manifest.name)
         self._require_arch(seen.facts)
+        signer = self._signer(seen.trusted_key)
         begin = self._timed("inspect", begin)
         wheels = self._choose(seen)
         self._push(seen, wheels)
         begin = self._timed("push", begin)
-        ran = self._run(wheels)
+        ran = self._run(wheels, signer)
         begin = self._timed("run", begin)
         outputs = self._pull(ran)
         self._timed("pull", begin)
@@ -182,6 +183,20 @@ class _Execution:
                 f"'{name}' is {wire.printable(str(found), 40)}, but its target '{target}' is {wanted}: nothing was sent.",
                 f"Correct `target:` of '{name}' in devices.yaml; edgekit devices probe {name} shows what it is.",
             )
+
+    def _signer(self, trusted: str | None) -> signing.Signer | None:
+        """What the release is signed with, where it is: said before anything is sent, if the device will not take it."""
+        if not self.job.release:
+            return None
+        signer = signing.signer()
+        if trusted is not None and (signer is None or signer.public != trusted):
+            found = "there is no signing key here" if signer is None else f"the signing key here is {signer.short}"
+            raise StableDeviceError(
+                f"'{self.device.name}' takes releases signed by {wire.printable(trusted, 16)} only, and {found}: nothing was"
+                " sent.",
+                wire.HINTS["signature"],
+            )
+        return signer
 
     def _choose(self, seen: wire.Inspected) -> _wheels.WheelSet | None:
         """The runtime's wheels; None where the interpreter there has the runtime itself."""
@@ -216,7 +231,7 @@ class _Execution:
                 step.say(path.name)
                 self.visit.push(path, self.visit.remote("store", sha256), step)
 
-    def _run(self, wheels: _wheels.WheelSet | None) -> wire.Ran:
+    def _run(self, wheels: _wheels.WheelSet | None, signer: signing.Signer | None) -> wire.Ran:
         job, plan = self.job, self.job.plan
         self.run_id = uuid.uuid4().hex
         request = {
@@ -242,13 +257,30 @@ class _Execution:
                 "min_cosine": least,
                 "timeout_seconds": HEALTH_SECONDS,
             }
+        if signer is not None:
+            request["signature"] = signer.signature(self._release(request))
         limit = sum(workload.timeout_seconds * workload.processes for workload in plan.workloads)
         seconds = limit + LOCK_SECONDS + INSTALL_SECONDS + HEALTH_SECONDS
         with self.progress.step(f"running on {self.device.name}") as step:
             ran = self.visit.ask(wire.Ran, request, seconds, step)
         wire.check_runs(ran, {w.name: (w.kind, w.processes) for w in plan.workloads}, self.device)
         self._judge(ran)
+        if ran.signed is not None and ran.signed.pinned:
+            self.progress.note(
+                f"{self.device.name}: from now on it takes releases signed by {ran.signed.key[:16]} only"
+            )
         return ran
+
+    def _release(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """What is signed: the record that the agent makes of the same request."""
+        runtime = request["runtime"]
+        return {
+            **self.model,
+            **{key: request[key] for key in ("driver", "bindings", "options")},
+            "runtime": runtime.get("digest"),
+            "wheels": sorted(wheel["sha256"] for wheel in runtime.get("wheels", ())),
+            "agent": agent_digest(),
+        }
 
     def _judge(self, ran: wire.Ran) -> None:
         health, release = ran.health, self.job.release
