@@ -10,6 +10,7 @@ print(results[0].measured("latency_ms").values)
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ def load(
     name: str | None = None,
     task: str | None = None,
     recipe: str | Path | None = None,
+    seed: int | None = None,
 ) -> Project:
     """A project: a folder with `edgekit.yaml`, or a source such as `model.py:build`, `net.pt2` or `net.onnx`.
 
@@ -40,21 +42,27 @@ def load(
         name: The model's name; the project's own, else the file's stem.
         task: `task.py:Name`; the project's own where none is given.
         recipe: The recipe's file; the project's own where none is given.
+        seed: Of every random choice that a pass makes; the recipe's where none is given.
 
     Raises:
         ConfigError: There is no such project, or its files are wrong.
     """
     from edgekit.flow.project import Overrides, load_project
 
-    said = Overrides(name=name, task=task, recipe=str(recipe) if recipe is not None else None)
+    said = Overrides(name=name, task=task, recipe=str(recipe) if recipe is not None else None, seed=seed)
     if Path(source).is_dir() and not (Path(source) / "checkpoint.json").is_file():
         return load_project(Path(source), said)
-    overrides = Overrides(str(source), said.name, said.task, said.recipe)
-    return load_project(Path.cwd(), overrides)
+    return load_project(Path.cwd(), replace(said, source=str(source)))
 
 
 def compress(project: Project, *, progress: Progress | None = None) -> Model:
-    """The model after the passes of the project's recipe; its `history` holds the metrics before and after each.
+    """The model after the passes of the project's recipe.
+
+    Its `history` has one record a pass: metrics, parameters, MACs, bytes and zeros before and after it, how long it
+    took, and whether it was kept (`budget: {on_break: roll_back}` undoes a pass that loses too much).
+
+        for record in edgekit.compress(edgekit.load("examples/digits")).history:
+            print(record.name, record.kept, record.macs_before, record.macs_after, record.metrics_after)
 
     Raises:
         BudgetError: A pass lost more of the metric than the recipe's budget allows.

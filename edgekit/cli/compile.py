@@ -39,6 +39,7 @@ def register(app: typer.Typer) -> None:
         name: options.Name = None,
         task: options.Task = None,
         weights: options.Weights = None,
+        seed: options.Seed = None,
         out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder that gets one folder a target.")] = None,
         fail_on: options.FailOn = None,
         no_verify: options.NoVerify = False,
@@ -51,7 +52,7 @@ def register(app: typer.Typer) -> None:
         from edgekit.flow.export import export_artifact
         from edgekit.flow.fallback import require_delegated
 
-        project = options.project_of(source, name, task, recipe, target, weights)
+        project = options.project_of(source, name, task, recipe, target, weights, seed)
         builder = options.builder_of(project, screen, timeout, no_cache, min_snr_db)
         wanted = [(chosen, name) for chosen in options.targets_of(project) for name in _backends(chosen, backend)]
         builder.prepare([(t, b) for t, b in wanted if not ladder.is_auto(builder, t)])

@@ -1,9 +1,9 @@
-"""`edgekit compress`: run the recipe's passes and write a checkpoint."""
+"""`edgekit compress`: run the recipe's passes and write a checkpoint and a report."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,11 @@ from edgekit.cli.common import verb
 from edgekit.cli.screen import Screen
 
 if TYPE_CHECKING:
-    from edgekit.flow.state import ModelInfo
+    from edgekit.flow.build import Builder
+    from edgekit.flow.recipe import Budget, Recipe
+    from edgekit.report.compression import Shown
+
+_REPORT = "report.html"
 
 
 def register(app: typer.Typer) -> None:
@@ -21,7 +25,7 @@ def register(app: typer.Typer) -> None:
     @verb(
         app,
         "compress",
-        example="edgekit compress\nedgekit compress model.py:build --recipe recipe.yaml --task task.py:Digits",
+        example="edgekit compress\nedgekit compress model.py:build --recipe recipe.yaml --task task.py:Digits --seed 1",
     )
     def compress(
         screen: Screen,
@@ -30,54 +34,64 @@ def register(app: typer.Typer) -> None:
         name: options.Name = None,
         task: options.Task = None,
         weights: options.Weights = None,
+        seed: options.Seed = None,
         out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the checkpoint.")] = None,
+        html: Annotated[
+            Path | None,
+            typer.Option("--html", help=f"The HTML report's file; {_REPORT} in the checkpoint's folder by default."),
+        ] = None,
         no_cache: options.NoCache = False,
     ) -> None:
-        """Run the recipe's passes, score before and after each, write a checkpoint and a .pt2."""
+        """Run the recipe's passes, score before and after each, write a checkpoint, a .pt2 and a report."""
         from edgekit.core.errors import ConfigError
         from edgekit.flow.checkpoint import save_checkpoint
         from edgekit.flow.convert import DEFAULT_TIMEOUT_SECONDS
+        from edgekit.report import compression as shown
 
-        project = options.project_of(source, name, task, recipe, None, weights)
+        if html is not None:
+            shown.require_html()
+        project = options.project_of(source, name, task, recipe, None, weights, seed)
         if project.recipe is None or not project.recipe.passes:
             raise ConfigError(
                 "There is no pass to run: no recipe was given, or it has none.",
                 "--recipe recipe.yaml, with: passes: [fold_batch_norm: {}]",
             )
         builder = options.builder_of(project, screen, DEFAULT_TIMEOUT_SECONDS, no_cache)
-        state = builder.compressed(project.recipe)
+        found = _run(builder, project.recipe)
         folder = out or project.root / "build" / project.name / "checkpoint"
-        save_checkpoint(state.live(), project.source_request, folder, with_program=True)
-        screen.answer(_document(state.info, folder), _table(state.info), f"checkpoint: {folder}")
+        save_checkpoint(found.made.state.live(), project.source_request, folder, with_program=True)
+        report = html or (folder / _REPORT if shown.can_write_html() else None)
+        if report is not None:
+            shown.write_html(found, report)
+        written = {"checkpoint": str(folder), "report": str(report) if report else None}
+        said = [f"checkpoint: {folder}", *([f"report: {report}"] if report else [])]
+        screen.answer(shown.document(found) | written, *shown.renderables(found), *said)
 
 
-def _document(info: ModelInfo, folder: Path) -> dict[str, Any]:
-    from edgekit.core import schema
+def _run(builder: Builder, recipe: Recipe) -> Shown:
+    from edgekit.flow.cost import time_stages
+    from edgekit.flow.pipeline import metrics_of
+    from edgekit.report.compression import Shown
 
-    return {
-        "schema_version": 1,
-        "checkpoint": str(folder),
-        "digest": info.digest,
-        "parameters": info.parameters,
-        "history": schema.to_plain(info.history),
-    }
+    made = builder.compression(recipe)
+    data = builder.data
+    validation, test = (data.split("validation"), data.split("test")) if data is not None else (None, None)
+    return Shown(
+        name=builder.project.name,
+        made=made,
+        timings=time_stages(made.stages, builder.progress),
+        metric=data.metric if data is not None and validation is not None else "",
+        direction=data.direction if data is not None else "larger",
+        examples=validation.examples if validation is not None else 0,
+        test=(metrics_of(made.source, builder.tools, "test"), metrics_of(made.state, builder.tools, "test")),
+        test_examples=test.examples if test is not None else 0,
+        budget=_words(recipe.budget) if validation is not None else "",
+    )
 
 
-def _table(info: ModelInfo) -> Any:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("pass", "changed", "parameters", "metric (validation)", "notes"):
-        table.add_column(column, overflow="fold")
-    for record in info.history:
-        metric = ", ".join(
-            f"{name} {record.metrics_before[name]:.4g} → {value:.4g}" for name, value in record.metrics_after.items()
-        )
-        table.add_row(
-            record.name,
-            "yes" if record.modified else "no",
-            f"{record.parameters_before:,} → {record.parameters_after:,}",
-            metric or "no task",
-            "; ".join(record.notes),
-        )
-    return table
+def _words(budget: Budget | None) -> str:
+    if budget is None:
+        return ""
+    drop = str(budget.max_drop).removeprefix("rel:")
+    what = "ends the run" if budget.on_break == "stop" else "is rolled back"
+    return f"budget: a pass with which the loss against the source exceeds {drop} on the validation split {what}"

@@ -35,6 +35,9 @@ Weights = Annotated[
 ]
 Task = Annotated[str | None, typer.Option("--task", help="The task, as task.py:NAME.")]
 Recipe = Annotated[str | None, typer.Option("--recipe", "-r", help="The recipe's file.")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="Of every random choice that a pass makes; the recipe's by default.", min=0)
+]
 Targets = Annotated[list[str] | None, typer.Option("--target", "-t", help="A target; may be given several times.")]
 BackendName = Annotated[str | None, typer.Option("--backend", "-b", help="One of the target's backends.")]
 DeviceName = Annotated[str | None, typer.Option("--device", "-d", help="A unit in devices.yaml, or local.")]
@@ -69,11 +72,12 @@ def project_of(
     recipe: str | None,
     targets: list[str] | None,
     weights: str | None = None,
+    seed: int | None = None,
 ) -> Project:
     """The project that a command works on."""
     from edgekit.flow.project import Overrides, load_project
 
-    return load_project(Path.cwd(), Overrides(source, name, task, recipe, tuple(targets or ()), weights))
+    return load_project(Path.cwd(), Overrides(source, name, task, recipe, tuple(targets or ()), weights, seed))
 
 
 def targets_of(project: Project, default: str | None = None) -> list[Target]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -62,13 +62,22 @@ class PassRecord:
     Attributes:
         name: The pass.
         options: Its options, all of them, defaults included.
-        modified: Whether it changed anything.
+        modified: Whether it changed the model; what was undone did not.
         notes: What it found and did.
         structure: What it changed in the module tree, as data that the pass can replay on a fresh module.
         metrics_before: The task's metrics on the validation split before it.
         metrics_after: The same after it.
         parameters_before: Number of parameters before it.
         parameters_after: The same after it.
+        macs_before: Multiply-accumulates for the example inputs before it; 0 where nobody counted.
+        macs_after: The same after it.
+        weight_bytes_before: Bytes of parameters and buffers, as a float file stores them, before it.
+        weight_bytes_after: The same after it.
+        zeros_before: How many parameters were exactly zero before it.
+        zeros_after: The same after it.
+        seconds: How long it took.
+        kept: Whether the model is what it left; False where it broke the budget and was undone. What is said of after
+            is then what it would have been.
     """
 
     name: str
@@ -80,6 +89,22 @@ class PassRecord:
     metrics_after: Mapping[str, float] = field(default_factory=dict)
     parameters_before: int = 0
     parameters_after: int = 0
+    macs_before: int = 0
+    macs_after: int = 0
+    weight_bytes_before: int = 0
+    weight_bytes_after: int = 0
+    zeros_before: int = 0
+    zeros_after: int = 0
+    seconds: float = 0.0
+    kept: bool = True
+
+    def undone(self) -> PassRecord:
+        """The record of the same pass where it was undone: nothing of it is to be done again."""
+        return replace(self, modified=False, kept=False, structure={})
+
+    def timeless(self) -> PassRecord:
+        """The record without what differs from run to run: for what is hashed."""
+        return replace(self, seconds=0.0)
 
 
 @dataclass(frozen=True)

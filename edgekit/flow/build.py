@@ -27,13 +27,13 @@ from edgekit.flow.convert import DEFAULT_TIMEOUT_SECONDS, convert
 from edgekit.flow.data import DataSet, load_data
 from edgekit.flow.evaluate import InputFiles, as_taken, golden_inputs, random_inputs, reference_outputs, split_inputs
 from edgekit.flow.imported import as_torch
-from edgekit.flow.pipeline import Tools, check_budget, compress, metrics_of
+from edgekit.flow.pipeline import Compressed, Tools, check_budget, compress, metrics_of
 from edgekit.flow.project import Project
 from edgekit.flow.recipe import Recipe, Verify
 from edgekit.flow.sensitivity import layers_of
 from edgekit.flow.sidebyside import side_by_side
 from edgekit.flow.source import load_source
-from edgekit.flow.state import ModelState
+from edgekit.flow.state import ModelInfo, ModelState
 from edgekit.flow.verify import HostRun, require_parity, run_on_host, tolerance_of
 from edgekit.frontends.base import split_source
 
@@ -110,6 +110,8 @@ class Builder:
         self.timeout_seconds = timeout_seconds
         self.verify = verify or Verify()
         self._converted: set[str] = set()
+        # Asked for once an artifact: what it has to warn of is said once.
+        self._compressed: dict[str, Compressed] = {}
 
     @functools.cached_property
     def source(self) -> ModelState:
@@ -136,8 +138,20 @@ class Builder:
 
     def compressed(self, recipe: Recipe) -> ModelState:
         """The model after a recipe's passes; a foreign format is imported into torch where there are any."""
-        source = as_torch(self.source, self.tools) if recipe.passes else self.source
-        return compress(source, recipe, self.tools)
+        return self.compression(recipe).state
+
+    def compression(self, recipe: Recipe) -> Compressed:
+        """A recipe's passes run, or found in the cache: the model after each of them.
+
+        Raises:
+            BudgetError: A pass lost more of the metric than the budget allows, and the budget does not undo it.
+        """
+        steps = [(step.name, schema.to_plain(step.options)) for step in recipe.passes]
+        key = sha256_text(schema.canonical_json([steps, recipe.budget, recipe.seed]).decode())
+        if key not in self._compressed:
+            source = as_torch(self.source, self.tools) if recipe.passes else self.source
+            self._compressed[key] = compress(source, recipe, self.tools)
+        return self._compressed[key]
 
     def build(self, target: Target, backend_name: str | None = None, *, verify: bool = True) -> Built:
         """The artifact for a target, made unless it is there, and verified.
@@ -243,7 +257,7 @@ class Builder:
         return load_artifact(self.cache.make("artifacts", plan.key, fill))
 
     def _convert(self, plan: _Plan, staging: Path, progress: Progress) -> None:
-        info = plan.state.info
+        info = _timeless(plan.state.info)
         request = CompileRequest(
             program=self._program(plan.state),
             name=self.project.name,
@@ -329,7 +343,7 @@ class Builder:
             "backend": backend.name,
             "name": self.project.name,
             "source": self.source_label,
-            "model": schema.to_plain(state.info),
+            "model": schema.to_plain(_timeless(state.info)),
             "lowering": schema.to_plain(lowering),
             "target": schema.to_plain(target),
             "calibration": self.data.key("calibration") if calibration and self.data else None,
@@ -383,6 +397,11 @@ class Builder:
             host_metrics={split: data.score(host.outputs[split], split) for split in splits if data is not None},
             data=data,
         )
+
+
+def _timeless(info: ModelInfo) -> ModelInfo:
+    """What makes an artifact: how long a pass took does not, and would give each run another digest."""
+    return replace(info, history=tuple(record.timeless() for record in info.history))
 
 
 def choose_backend(target: Target, name: str | None) -> Backend:

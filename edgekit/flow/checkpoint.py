@@ -68,6 +68,7 @@ def save_checkpoint(model: Model, request: SourceRequest, folder: Path, *, with_
     if not isinstance(model.program, TorchProgram):
         raise UnsupportedModelError("Only a live torch module can be written as a checkpoint.")
     safetensors = require("safetensors.torch", TORCH_EXTRA, "a checkpoint")
+    request = _original(request)
     file, name = split_source(str(request.folder / request.source))
     with staged_directory(folder) as staging:
         relative = os.path.relpath(Path(file).resolve(), folder.resolve())
@@ -84,6 +85,18 @@ def save_checkpoint(model: Model, request: SourceRequest, folder: Path, *, with_
         safetensors.save_model(model.program.module, str(staging / WEIGHTS))
         if with_program:
             model.program.save(staging / "program.pt2")
+
+
+def _original(request: SourceRequest) -> SourceRequest:
+    """The request for the factory itself where the source is a checkpoint: histories go on, they do not nest."""
+    folder = request.folder / request.source
+    if not is_checkpoint(folder):
+        return request
+    checkpoint = read_checkpoint(folder)
+    file, factory = split_source(checkpoint.source)
+    path = (folder.resolve() / file).resolve()
+    source = f"{path}:{factory}" if factory else str(path)
+    return replace(request, source=source, inputs=checkpoint.inputs, outputs=checkpoint.outputs)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -127,7 +140,7 @@ def replay(original: Model, history: tuple[PassRecord, ...], weights: Path) -> M
     safetensors = require("safetensors.torch", TORCH_EXTRA, "a checkpoint")
     module = program.module
     for record in history:
-        if record.modified:
+        if record.modified and record.kept:
             kind = registry.get(record.name)
             options = schema.convert(kind.Options, schema.Document(dict(record.options), f"options of {record.name}"))
             module = kind(options).replay(module, record.structure)

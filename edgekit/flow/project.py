@@ -47,6 +47,7 @@ class Project:
         recipe: The recipe, or None for the target's own.
         targets: Names of the targets.
         weights: A file with a state dict for what the factory builds, or None.
+        seed: In place of the recipe's, or None.
     """
 
     root: Path
@@ -58,6 +59,7 @@ class Project:
     recipe: Recipe | None = None
     targets: tuple[str, ...] = ()
     weights: str | None = None
+    seed: int | None = None
 
     @property
     def source_request(self) -> SourceRequest:
@@ -69,7 +71,8 @@ class Project:
         if self.recipe is not None:
             return self.recipe
         if target.recipe is not None:
-            return parse_recipe(schema.Document(dict(target.recipe), f"targets/{target.name}.yaml: recipe"))
+            own = parse_recipe(schema.Document(dict(target.recipe), f"targets/{target.name}.yaml: recipe"))
+            return own if self.seed is None else replace(own, seed=self.seed)
         return Recipe()
 
     def devices(self) -> dict[str, Device]:
@@ -90,6 +93,7 @@ class Overrides:
     recipe: str | None = None
     targets: tuple[str, ...] = field(default=())
     weights: str | None = None
+    seed: int | None = None
 
 
 def load_project(start: Path, overrides: Overrides | None = None, environ: Mapping[str, str] | None = None) -> Project:
@@ -123,6 +127,8 @@ def load_project(start: Path, overrides: Overrides | None = None, environ: Mappi
         raise ConfigError(
             f"{where}: the name '{name}' cannot be used on devices: letters, digits, '.', '_' and '-', at most 64.",
         )
+    seed = overrides.seed if overrides else None
+    recipe = _recipe(said.recipe, file.recipe if own_source else None, root, document)
     return Project(
         root=root,
         name=name,
@@ -130,9 +136,10 @@ def load_project(start: Path, overrides: Overrides | None = None, environ: Mappi
         inputs=file.inputs if own_source else (),
         outputs=file.outputs if own_source else (),
         task=said.task or (file.task if own_source else None),
-        recipe=_recipe(said.recipe, file.recipe if own_source else None, root, document),
+        recipe=recipe if recipe is None or seed is None else replace(recipe, seed=seed),
         targets=said.targets or file.targets,
         weights=said.weights or (file.weights if own_source else None),
+        seed=seed,
     )
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from edgekit.core import schema
 from edgekit.core.errors import ConfigError, nearest
@@ -24,10 +24,12 @@ class Budget:
     Attributes:
         max_drop: Absolute, in the metric's own unit (`0.01`), or relative to the value before (`rel:1%`).
         metric: The metric; the task's own where none is given.
+        on_break: What becomes of a pass that loses more: the run stops, or it goes on with the model before the pass.
     """
 
     max_drop: float | str
     metric: str | None = None
+    on_break: Literal["stop", "roll_back"] = "stop"
 
     def allowed_drop(self, before: float) -> float:
         """The largest loss allowed where the metric was `before`."""

@@ -64,7 +64,7 @@ def bars(group: Group, palette: dict[str, str]) -> list[Chart]:
 
 def latency(group: Group, palette: dict[str, str]) -> Chart | None:
     """How the latency samples are spread, a box an artifact; None where there are no samples."""
-    go = _plotly()
+    go = plotly()
     rows = [row for row in group.rows if row.samples]
     if not rows:
         return None
@@ -73,7 +73,7 @@ def latency(group: Group, palette: dict[str, str]) -> Chart | None:
         figure.add_trace(
             go.Box(
                 x=list(row.samples),
-                y=[_text(row.label)] * len(row.samples),
+                y=[escaped(row.label)] * len(row.samples),
                 orientation="h",
                 boxpoints="all" if len(row.samples) <= _ALL_POINTS else "outliers",
                 # The points lie in a band below their box, so that neither hides the other.
@@ -81,14 +81,14 @@ def latency(group: Group, palette: dict[str, str]) -> Chart | None:
                 pointpos=-1.5,
                 width=0.34,
                 line={"color": palette[row.label], "width": 1.5},
-                fillcolor=_faded(palette[row.label], 0.15),
+                fillcolor=faded(palette[row.label], 0.15),
                 marker={"size": 3.5, "opacity": 0.5, "color": palette[row.label]},
                 hoverinfo="x",
             )
         )
     medians = [row.latency_median for row in rows if row.latency_median]
     wide = bool(medians) and max(medians) / min(medians) > _LOG_FROM
-    figure.update_layout(_layout(len(group.rows), row_height=72, axis_height=46) | {"height": _large(group)})
+    figure.update_layout(layout(len(group.rows), row_height=72, axis_height=46) | {"height": _large(group)})
     axis = {
         "title": {"text": f"ms{', logarithmic' if wide else ''}", "standoff": 6},
         "type": "log" if wide else "linear",
@@ -97,12 +97,12 @@ def latency(group: Group, palette: dict[str, str]) -> Chart | None:
     spread = [
         f"{row.label}: half within {number(_quartile(row, 25))} to {number(_quartile(row, 75))} ms" for row in rows
     ]
-    return Chart(f"Latency, every sample{_emulated(group)}", "; ".join(spread), _plain(figure))
+    return Chart(f"Latency, every sample{_emulated(group)}", "; ".join(spread), as_plain(figure))
 
 
 def tradeoff(group: Group, palette: dict[str, str]) -> Chart | None:
     """Latency against the task's metric, the circle's area being the size; None for fewer than two such rows."""
-    go = _plotly()
+    go = plotly()
     rows = [
         row for row in group.rows if row.latency_median is not None and row.score and row.score.artifact is not None
     ]
@@ -122,17 +122,17 @@ def tradeoff(group: Group, palette: dict[str, str]) -> Chart | None:
                 mode="markers",
                 marker={
                     "size": 12 + 34 * (row.result.artifact_bytes / largest) ** 0.5,
-                    "color": _faded(palette[row.label], 0.55),
+                    "color": faded(palette[row.label], 0.55),
                     "line": {"color": palette[row.label], "width": 1.5},
                 },
-                name=_text(f"{row.label}, {size}"),
-                hovertemplate=_text(f"{row.label}: {format_ms(row.latency_median)}, {number(value)}, {size}")
+                name=escaped(f"{row.label}, {size}"),
+                hovertemplate=escaped(f"{row.label}: {format_ms(row.latency_median)}, {number(value)}, {size}")
                 + "<extra></extra>",
             )
         )
     share = all(row.score.share for row in rows if row.score)
     metric = rows[0].score.metric if rows[0].score else ""
-    figure.update_layout(_layout(1, row_height=0, axis_height=46) | {"height": _large(group)})
+    figure.update_layout(layout(1, row_height=0, axis_height=46) | {"height": _large(group)})
     figure.update_layout(
         showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "itemsizing": "constant"}
     )
@@ -142,7 +142,7 @@ def tradeoff(group: Group, palette: dict[str, str]) -> Chart | None:
     values = [value for row in rows if row.score and (value := _scaled(row, row.score.artifact)) is not None]
     room = max((max(values) - min(values)) * 0.6, 1.0 if share else abs(max(values)) * 0.02 or 1.0)
     figure.update_yaxes(
-        title={"text": _text(f"{metric}{', %' if share else ''}"), "standoff": 8},
+        title={"text": escaped(f"{metric}{', %' if share else ''}"), "standoff": 8},
         range=[min(values) - room, max(values) + room],
         showgrid=True,
         nticks=5,
@@ -154,7 +154,7 @@ def tradeoff(group: Group, palette: dict[str, str]) -> Chart | None:
         for row in rows
         if row.score
     ]
-    return Chart(f"Latency{_emulated(group)}, {metric} and size (area)", "; ".join(points), _plain(figure))
+    return Chart(f"Latency{_emulated(group)}, {metric} and size (area)", "; ".join(points), as_plain(figure))
 
 
 def dots(title: str, axis: str, rows: Sequence[str], series: Mapping[str, Mapping[str, float]]) -> Chart:
@@ -166,36 +166,36 @@ def dots(title: str, axis: str, rows: Sequence[str], series: Mapping[str, Mappin
         rows: The rows, the first on top.
         series: For each series its values by row; a row without one has no dot.
     """
-    go = _plotly()
+    go = plotly()
     figure = go.Figure()
     for place, (name, values) in enumerate(series.items()):
         shown = [row for row in rows if row in values]
         figure.add_trace(
             go.Scatter(
                 x=[values[row] for row in shown],
-                y=[_text(row) for row in shown],
+                y=[escaped(row) for row in shown],
                 mode="markers",
-                name=_text(name),
+                name=escaped(name),
                 marker={"size": 10, "color": PALETTE[place % len(PALETTE)], "symbol": place % 5, "opacity": 0.85},
-                hovertemplate="%{y}: %{x:.4g}<extra>" + _text(name) + "</extra>",
+                hovertemplate="%{y}: %{x:.4g}<extra>" + escaped(name) + "</extra>",
             )
         )
-    figure.update_layout(_layout(len(rows), row_height=24, axis_height=46) | {"height": max(240, 24 * len(rows) + 110)})
+    figure.update_layout(layout(len(rows), row_height=24, axis_height=46) | {"height": max(240, 24 * len(rows) + 110)})
     figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
     figure.update_layout(margin={"l": 4, "r": 12, "t": 40, "b": 46})
-    figure.update_xaxes(title={"text": _text(axis), "standoff": 6}, showgrid=True, nticks=8)
+    figure.update_xaxes(title={"text": escaped(axis), "standoff": 6}, showgrid=True, nticks=8)
     figure.update_yaxes(
         autorange="reversed",
         showgrid=True,
         type="category",
         categoryorder="array",
-        categoryarray=[_text(row) for row in rows],
+        categoryarray=[escaped(row) for row in rows],
     )
     told = [
         f"{name}: " + ", ".join(f"{row} {number(values[row])}" for row in rows if row in values)
         for name, values in series.items()
     ]
-    return Chart(title, "; ".join(told), _plain(figure))
+    return Chart(title, "; ".join(told), as_plain(figure))
 
 
 def plotly_source() -> str:
@@ -204,14 +204,19 @@ def plotly_source() -> str:
     return source
 
 
-def _plotly() -> Any:
+def plotly() -> Any:
+    """Plotly's figures.
+
+    Raises:
+        MissingExtraError: The extra `report` is not installed.
+    """
     return require("plotly.graph_objects", "report", "The HTML report")
 
 
 def _bar(
     title: str, rows: Sequence[Row], values: Sequence[float | None], palette: dict[str, str], group: Group, unit: str
 ) -> Chart | None:
-    go = _plotly()
+    go = plotly()
     if not any(value is not None for value in values):
         return None
     figure = go.Figure(
@@ -228,7 +233,7 @@ def _bar(
     shown = [
         f"{row.label} {number(value)} {unit}" for row, value in zip(rows, values, strict=True) if value is not None
     ]
-    return Chart(title + (_emulated(group) if unit != "MB" else ""), "; ".join(shown), _plain(figure))
+    return Chart(title + (_emulated(group) if unit != "MB" else ""), "; ".join(shown), as_plain(figure))
 
 
 def _memory(rows: Sequence[Row], palette: dict[str, str], group: Group) -> Chart | None:
@@ -236,11 +241,11 @@ def _memory(rows: Sequence[Row], palette: dict[str, str], group: Group) -> Chart
     bases = [row.figure("runtime_baseline_mib") for row in rows]
     if None in bases or None in peaks:
         return _bar("Peak RAM", rows, peaks, palette, group, "MiB")
-    go = _plotly()
+    go = plotly()
     figure = go.Figure()
     tops = [max((peak or 0) - (base or 0), 0) for peak, base in zip(peaks, bases, strict=True)]
     pattern = {"pattern": _pattern(group, "MiB")}
-    quiet = [_faded(palette[row.label], 0.4) for row in rows]
+    quiet = [faded(palette[row.label], 0.4) for row in rows]
     full = [palette[row.label] for row in rows]
     common = {"y": _names(rows), "orientation": "h"}
     figure.add_trace(
@@ -259,11 +264,11 @@ def _memory(rows: Sequence[Row], palette: dict[str, str], group: Group) -> Chart
     shown = [
         f"{row.label} {text}, of it runtime {number(base)}" for row, text, base in zip(rows, texts, bases, strict=True)
     ]
-    return Chart(f"Peak RAM{_emulated(group)} (pale: the runtime’s own)", "; ".join(shown), _plain(figure))
+    return Chart(f"Peak RAM{_emulated(group)} (pale: the runtime’s own)", "; ".join(shown), as_plain(figure))
 
 
 def _metric(rows: Sequence[Row], palette: dict[str, str]) -> Chart | None:
-    go = _plotly()
+    go = plotly()
     scored = [(row, row.score) for row in rows if row.score and row.score.artifact is not None]
     if not scored:
         return None
@@ -276,7 +281,7 @@ def _metric(rows: Sequence[Row], palette: dict[str, str]) -> Chart | None:
         figure.add_trace(
             go.Scatter(
                 x=[value],
-                y=[_text(_short(row.label))],
+                y=[escaped(_short(row.label))],
                 error_x={"type": "data", "array": [error], "thickness": 1.5, "width": 4, "color": palette[row.label]},
                 mode="markers+text",
                 text=[metric_value(score, score.artifact)],
@@ -292,7 +297,7 @@ def _metric(rows: Sequence[Row], palette: dict[str, str]) -> Chart | None:
         ends.append(source)
         figure.add_vline(x=source, line={"dash": "dot", "width": 1.5, "color": BASELINE})
     room = max((max(ends) - min(ends)) * 0.25, abs(max(ends)) * 0.002 or 1.0)
-    figure.update_layout(_layout(len(scored), row_height=46, axis_height=30))
+    figure.update_layout(layout(len(scored), row_height=46, axis_height=30))
     figure.update_xaxes(
         range=[min(ends) - room, max(ends) + room], showgrid=True, nticks=5, ticksuffix=" %" if score.share else ""
     )
@@ -300,20 +305,21 @@ def _metric(rows: Sequence[Row], palette: dict[str, str]) -> Chart | None:
     shown = [f"{row.label} {metric_value(each, each.artifact)}" for row, each in scored]
     where = "" if all(each.device is not None for _, each in scored) else ", partly on the host"
     dotted = ", dotted: the source model" if source is not None else ""
-    return Chart(f"{score.metric}{where} (± standard error{dotted})", "; ".join(shown), _plain(figure))
+    return Chart(f"{score.metric}{where} (± standard error{dotted})", "; ".join(shown), as_plain(figure))
 
 
 _BAR: dict[str, Any] = {"width": 0.62, "textposition": "outside", "cliponaxis": False, "hoverinfo": "skip"}
 
 
 def _finish_bars(figure: Any, rows: Sequence[Row], largest: float) -> None:
-    figure.update_layout(_layout(len(rows), row_height=36, axis_height=6))
+    figure.update_layout(layout(len(rows), row_height=36, axis_height=6))
     # Room for the number at the end of the longest bar.
     figure.update_xaxes(visible=False, range=[0, (largest or 1) * 1.38])
     figure.update_yaxes(autorange="reversed")
 
 
-def _layout(rows: int, *, row_height: int, axis_height: int) -> dict[str, Any]:
+def layout(rows: int, *, row_height: int, axis_height: int) -> dict[str, Any]:
+    """What all plots have: no frame, no legend, room for the axis."""
     return {
         "height": rows * row_height + axis_height + 12,
         "margin": {"l": 4, "r": 12, "t": 6, "b": axis_height},
@@ -338,14 +344,14 @@ def _large(group: Group) -> int:
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
-    return [_text(_short(row.label)) for row in rows]
+    return [escaped(_short(row.label)) for row in rows]
 
 
 def _short(label: str) -> str:
     return label if len(label) <= _LABEL else f"{label[: _LABEL - 1]}…"
 
 
-def _text(label: str) -> str:
+def escaped(label: str) -> str:
     """Plotly reads a few HTML tags in texts; a label is never one."""
     return html.escape(label, quote=False).replace("%{", "%&#123;")
 
@@ -362,7 +368,8 @@ def _scaled(row: Row, value: float | None) -> float | None:
     return value if value is None or row.score is None or not row.score.share else 100 * value
 
 
-def _faded(colour: str, opacity: float) -> str:
+def faded(colour: str, opacity: float) -> str:
+    """A colour of the palette with some of the ground in it."""
     red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"
 
@@ -373,7 +380,8 @@ def _quartile(row: Row, q: float) -> float:
     return percentile(row.samples, q)
 
 
-def _plain(figure: Any) -> dict[str, Any]:
+def as_plain(figure: Any) -> dict[str, Any]:
+    """A figure as data, without plotly's own colours."""
     # Plotly's default template colours the ground white; the page does that, in light and in dark.
     figure.update_layout(template="none")
     plain: dict[str, Any] = json.loads(figure.to_json())

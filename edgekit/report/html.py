@@ -260,7 +260,7 @@ def _pass(record: PassRecord, row: Row) -> dict[str, str]:
     return {
         "name": record.name,
         "options": flow(record.options) if record.options else DASH,
-        "modified": "yes" if record.modified else "nothing to change",
+        "modified": "yes" if record.modified else "nothing to change" if record.kept else "rolled back",
         "parameters": _arrow(_count(record.parameters_before), _count(record.parameters_after)),
         "metric": metric or DASH,
         "change": _arrow(

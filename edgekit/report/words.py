@@ -219,6 +219,8 @@ def _row_notes(row: Row) -> list[str]:
         found.append("the device throttled while it was measured, so it would be faster when cool")
     if evidence is not None and evidence.metadata.get("xnnpack_applied") is False:
         found.append("XNNPACK was not applied, so the CPU ran slower than it can")
+    if evidence is not None and "unverified" in evidence.metadata:
+        found.append(f"unverified: {evidence.metadata['unverified']}")
     if row.result.measured("latency_ms") and row.latency is None and row.latency_median is not None:
         found.append("the tool gives a summary and no samples, so there are no percentiles")
     if row.latency is None:

@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from edgekit.backends.base import registry as backends
 from edgekit.core import schema
 from edgekit.core.errors import BudgetError, ConfigError, PassError, UnsupportedModelError
 from edgekit.core.schema import parse_yaml
 from edgekit.core.user_code import fresh_modules
+from edgekit.flow.build import Builder
 from edgekit.flow.cache import Cache
 from edgekit.flow.checkpoint import WEIGHTS, load_checkpoint, read_checkpoint, save_checkpoint
 from edgekit.flow.pipeline import check_budget
@@ -232,3 +234,65 @@ def test_a_program_that_is_no_live_module_cannot_be_a_checkpoint(saved, tasked, 
     state = load_source(project, Cache(), kit.Heard())
     with pytest.raises(UnsupportedModelError, match="live torch module"):
         save_checkpoint(state.live(), project.source_request, tmp_path / "other")
+
+
+def test_what_a_pass_costs_and_gains_is_in_its_record(plain):
+    (record,) = kit.builder_in(plain).compressed(recipe()).info.history
+    assert record.macs_before == record.macs_after == 4 * 9 * 36 + 4 * 36 * 3
+    # The norm's four vectors of four and its counter are gone, the convolution has a bias.
+    assert record.weight_bytes_before - record.weight_bytes_after == 4 * 4 * 4 + 8 - 4 * 4
+    assert record.zeros_before == 4
+    assert record.seconds > 0
+
+
+def test_a_history_without_costs_is_still_read(saved):
+    _, folder = saved
+    path = folder / "checkpoint.json"
+    document = json.loads(path.read_text())
+    new = ("macs_before", "macs_after", "weight_bytes_before", "weight_bytes_after", "zeros_before", "zeros_after")
+    for record in document["history"]:
+        for key in (*new, "seconds", "kept"):
+            del record[key]
+    path.write_text(json.dumps(document))
+    (record,) = load_checkpoint(folder).history
+    assert (record.macs_after, record.kept) == (0, True)
+
+
+def test_how_long_a_pass_took_does_not_make_another_artifact(tasked, monkeypatch):
+    from edgekit.flow import pipeline
+
+    keys = []
+    for seconds in (1.0, 2.0):
+        monkeypatch.setattr(pipeline.time, "monotonic", iter([0.0, seconds] * 50).__next__)
+        builder = kit.builder_in(tasked, enabled=False)
+        state = builder.compressed(recipe())
+        assert state.info.history[0].seconds == seconds
+        keys.append(builder._artifact_key(backends.create("openvino"), state, recipe().lowering, kit.intel(), None))
+    assert keys[0] == keys[1]
+
+
+def test_a_pass_that_changed_the_model_for_nothing_says_so(tasked, spoiling):
+    notes = kit.builder_in(tasked).compressed(recipe("passes: [{spoil: {}}, {spoil: {}}]\n")).info.history
+    assert notes[0].notes == ()
+    assert notes[1].notes == ("did not pay: parameters and MACs are as before, accuracy is no better",)
+
+
+def test_passes_go_on_from_a_checkpoint(saved, tasked, spoiling, tmp_path):
+    made, folder = saved
+    project = load_project(tasked, Overrides(source=str(folder)), {})
+    for _ in range(2):
+        builder = Builder(project, kit.Heard(), Cache())
+        state = builder.compressed(recipe("passes: [{spoil: {}}]\n"))
+        assert [record.name for record in state.info.history] == ["fold_batch_norm", "spoil"]
+        assert state.live().digest == state.info.digest != made.info.digest
+    save_checkpoint(state.live(), project.source_request, tmp_path / "second")
+    loaded = load_checkpoint(tmp_path / "second")
+    assert (loaded.digest, loaded.history) == (state.info.digest, state.info.history)
+
+
+def test_a_seed_that_is_asked_for_takes_the_recipes_place(tasked):
+    write = kit.write(tasked, {"recipe.yaml": "schema_version: 1\nseed: 3\npasses: [{fold_batch_norm: {}}]\n"})
+    given = [load_project(write, Overrides(recipe=str(write / "recipe.yaml"), seed=s), {}) for s in (None, 0, 7)]
+    assert [project.recipe.seed for project in given] == [3, 0, 7]
+    own = replace(kit.intel(), recipe={"schema_version": 1, "seed": 5})
+    assert [replace(project, recipe=None).recipe_for(own).seed for project in given] == [5, 0, 7]
