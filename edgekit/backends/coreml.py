@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edgekit.backends import _graph
-from edgekit.backends._mil import calibration, conversion, packaging, quantization, refusals, rewriting
+from edgekit.backends._mil import calibration, conversion, packaging, quantization, refusals, rewriting, sparse
 from edgekit.backends.base import Backend, CompileRequest, Converted, Issue
 from edgekit.core import schema
 from edgekit.core.errors import ConfigError, UnsupportedModelError
@@ -208,7 +208,13 @@ def _convert(request: CompileRequest, out: Path, refuse: Callable[[Any, CompileR
         precision=ct.precision.FLOAT16 if half else ct.precision.FLOAT32,
     )
     model, notes = conversion.convert(exported, interface, has_gru=ios >= _GRU_IOS)
-    if scheme not in (None, "float16") or request.lowering.overrides:
+    sparse_asked = request.lowering.sparse in ("size", "speed")
+    if (
+        scheme not in (None, "float16")
+        or request.lowering.overrides
+        or sparse_asked
+        or (request.lowering.sparse == "auto" and sparse.any_pruned(original))
+    ):
         examples = tuple(calibration.examples(request, inputs.bindings, _pixels_of(request, inputs)))
         trained = trained_in(request.history)
         model, more = quantization.quantized(

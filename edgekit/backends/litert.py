@@ -14,6 +14,7 @@ from edgekit.backends._litert.interface import artifact_specs, shown_axes
 from edgekit.backends._litert.loadable import require_loadable
 from edgekit.backends._litert.metadata import with_metadata, worth_writing
 from edgekit.backends._litert.quantization import SCHEMES, quantized
+from edgekit.backends._litert.sparse import WITHOUT_XNNPACK, store_sparse
 from edgekit.backends.base import Backend, CompileRequest, Converted, Issue
 from edgekit.core.artifact import Artifact, Manifest
 from edgekit.core.files import write_atomic
@@ -79,13 +80,17 @@ class LiteRt(Backend):
         notes: tuple[str, ...] = ()
         if request.lowering.quantize is not None or request.lowering.overrides:
             content, notes = quantized(content, request, request.lowering.quantize)
+        pruned = any(record.name == "prune_magnitude" and record.kept for record in request.history)
+        dense = content
+        content, stored = store_sparse(dense, request.lowering.sparse, pruned=pruned)
         model = flatbuffer.read(content)
         inputs, outputs, changed = artifact_specs(request, flatbuffer.signature_types(model, SIGNATURE))
         if worth_writing((*inputs, *outputs)):
-            write = sharing.write if requests.is_packed(request.lowering) else flatbuffer.write
+            shared = content is not dense or requests.is_packed(request.lowering)
+            write = sharing.write if shared else flatbuffer.write
             content = with_metadata(content, request.name, inputs, outputs, SIGNATURE, write=write)
         write_atomic(out / MAIN, content)
-        return Converted(MAIN, inputs, outputs, changed=(*changed, *notes))
+        return Converted(MAIN, inputs, outputs, changed=(*changed, *notes, *stored))
 
     def run_plan(
         self,
@@ -103,6 +108,8 @@ class LiteRt(Backend):
             own["float_io"] = True
         if len(manifest.lowering.batch_sizes) > 1:
             own["signature"] = SIGNATURE
+        if WITHOUT_XNNPACK in manifest.changed:
+            own["xnnpack"] = False
         return super().run_plan(manifest, target, workloads, own | dict(options or {}))
 
     def driven(self, artifact: Artifact) -> Artifact:

@@ -17,6 +17,7 @@ from edgekit.backends._onnxruntime.format import in_order
 from edgekit.backends._onnxruntime.packing import FEW
 from edgekit.backends._onnxruntime.plan import STATIC
 from edgekit.backends._onnxruntime.quantize import SCHEMES, quantized
+from edgekit.backends._onnxruntime.sparse import with_sparse_weights
 from edgekit.backends.base import Backend, CompileRequest, Converted, Issue
 from edgekit.core.artifact import Manifest
 from edgekit.core.errors import ConfigError, nearest
@@ -89,6 +90,7 @@ class OnnxRuntime(Backend):
             if scheme not in (_FLOAT, *SCHEMES):
                 hint = f"Schemes of single layers: {', '.join((_FLOAT, *SCHEMES))}."
                 issues.append(Issue(f"scheme {scheme}", "the backend 'onnxruntime' cannot do it", path, hint))
+        issues += _of_sparse(lowering, chosen)
         block = lowering.quantize.block_size if lowering.quantize else None
         blocks = {lowering.precision, *lowering.overrides.values()} & {_BLOCKS}
         if block is not None and (not blocks or block < 1):
@@ -140,6 +142,9 @@ class OnnxRuntime(Backend):
             model, changed = quantized(onnx_graph.optimized(model, "basic"), request, exported, options.reduce_range)
         onnx_graph.merge_duplicates(model)
         onnx_graph.strip(model)
+        if not _unfolded(options):
+            model, said = with_sparse_weights(model, request.lowering.sparse)
+            changed += said
         main = _MAINS[options.format]
         if options.format == "ort":
             write_atomic(out / main, in_order(onnx_graph.ort_format(model, _ort_level(request))))
@@ -167,6 +172,23 @@ class OnnxRuntime(Backend):
         plan = super().run_plan(manifest, target, workloads, options)
         settings = {key: value for key, value in plan.options.items() if key in _FOR_DRIVER}
         return replace(plan, options=settings)
+
+
+def _unfolded(options: Options) -> str:
+    """Why the runtime would not fold constants as it loads the file; empty where it does."""
+    if options.format == "ort":
+        return "the runtime folds nothing when it loads a file in ORT format"
+    return "the runtime folds nothing with optimization: none" if options.optimization == "none" else ""
+
+
+def _of_sparse(lowering: Lowering, options: Options) -> list[Issue]:
+    if lowering.sparse == "speed":
+        hint = "Use sparse: size, which makes the file smaller, or sparse: auto."
+        return [Issue("sparse: speed", "ONNX Runtime has no operators that compute with sparse weights", hint=hint)]
+    if lowering.sparse == "size" and _unfolded(options):
+        hint = "Use format: onnx with optimization: all, or leave out sparse."
+        return [Issue("sparse: size", f"{_unfolded(options)}: it would unpack weights at each run", hint=hint)]
+    return []
 
 
 def _ort_level(request: CompileRequest) -> str:

@@ -13,13 +13,14 @@ from typing import Any, ClassVar
 
 from edgekit.backends import _graph
 from edgekit.backends import _openvino_recurrent as recurrent
+from edgekit.backends._openvino.slim import slim_file, slim_model
+from edgekit.backends._openvino.sparse import RATE, SPEED_SCHEME, with_sparse_weights
 from edgekit.backends._openvino_pooling import drop_added_axes
 from edgekit.backends._openvino_quantize import SCHEMES, block_telemetry, override_issues, quantized
 from edgekit.backends.base import Backend, CompileRequest, Converted, Issue
 from edgekit.core.artifact import Manifest
 from edgekit.core.errors import ConfigError, UnsupportedModelError, nearest
 from edgekit.core.extras import require
-from edgekit.core.files import write_atomic
 from edgekit.core.lowering import Lowering
 from edgekit.core.model import TensorSpec
 from edgekit.core.program import first_line
@@ -33,6 +34,11 @@ _HINTS = ("f32", "f16", "bf16", "auto")
 _COUNTED = re.compile(r"(?P<kind>[A-Z]\w*?)_\d+")
 _NO_RULE = re.compile(r"No conversion rule found for operations: (?P<operators>[^\n]+)")
 _PRECISIONS = ("float32", "float16")
+_SPARSE_RATE = "CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE"
+_SPEED = (
+    f"sparse: speed sets the runtime's property {_SPARSE_RATE} to {RATE}: processors with AMX keep 8-bit weights of matrix"
+    " products packed in memory; others, and other layers, compute as before"
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class OpenVino(Backend):
             issues.append(
                 Issue(f"io: {lowering.quantize.io}", "OpenVINO keeps the model's types", hint="Leave out io.")
             )
-        return issues + override_issues(lowering)
+        return issues + override_issues(lowering) + _of_sparse(lowering, target)
 
     def unsupported_operators(self, exported: Any, lowering: Lowering) -> list[Issue]:
         """See `Backend.unsupported_operators`: what OpenVINO's reader of torch programs says it has no rule for.
@@ -110,10 +116,27 @@ class OpenVino(Backend):
         """See `Backend.run_plan`."""
         chosen = options_of(target)
         settings: dict[str, Any] = {"device": chosen.device, "precision": chosen.precision_hint}
-        if chosen.properties:
-            settings["properties"] = dict(chosen.properties)
+        properties = {_SPARSE_RATE: RATE} if manifest.lowering.sparse == "speed" else {}
+        if chosen.properties or properties:
+            settings["properties"] = properties | dict(chosen.properties)
         plan = super().run_plan(manifest, target, workloads, options)
         return replace(plan, options=settings | dict(options or {}))
+
+
+def _of_sparse(lowering: Lowering, target: Target) -> list[Issue]:
+    if lowering.sparse != "speed":
+        return []
+    hint = f"Use sparse: size, or the scheme {SPEED_SCHEME} for an x86_64 processor."
+    device = options_of(target).device
+    if device != "CPU" or target.cpu.arch != "x86_64":
+        where = f"the device {device} of an {target.cpu.arch} target"
+        return [
+            Issue("sparse: speed", f"OpenVINO unpacks sparse weights on x86_64 CPUs alone, not on {where}", hint=hint)
+        ]
+    if SPEED_SCHEME not in (lowering.precision, *lowering.overrides.values()):
+        reason = f"OpenVINO unpacks sparse weights of {SPEED_SCHEME} alone, not of {lowering.precision}"
+        return [Issue("sparse: speed", reason, hint=hint)]
+    return []
 
 
 def options_of(target: Target) -> Options:
@@ -194,8 +217,13 @@ def _convert(request: CompileRequest, out: Path, refuse: Callable[[Any, CompileR
         made = quantized(model, request, options.device)
         model, notes, half = made.model, made.notes, half or made.half
     _name_by_place(model)
+    model, said = with_sparse_weights(model, request.lowering.sparse, options.device, half=half)
+    notes = (*notes, *said)
+    if request.lowering.sparse == "speed":
+        notes = (*notes, _SPEED)
+    slim_model(model)
     ov.save_model(model, str(out / MAIN), compress_to_fp16=half)
-    _drop_paths(out / MAIN)
+    slim_file(out / MAIN)
     inputs = tuple(_as_converted(spec, port) for spec, port in zip(request.inputs, model.inputs, strict=True))
     outputs = tuple(_as_converted(spec, port) for spec, port in zip(request.outputs, model.outputs, strict=True))
     changed = tuple(
@@ -264,9 +292,3 @@ def _numpy_dtype(name: str) -> Any:
 def _as_converted(spec: TensorSpec, port: Any) -> TensorSpec:
     dtype: Any = str(port.get_element_type().to_dtype())
     return replace(spec, dtype=dtype)
-
-
-def _drop_paths(xml: Path) -> None:
-    """Remove the conversion's temporary paths from the file: equal input has to give equal bytes."""
-    text = xml.read_text(encoding="utf-8")
-    write_atomic(xml, re.sub(r"\s*<input_model value=\"[^\"]*\" ?/>", "", text))

@@ -125,6 +125,9 @@ def _plain(
     # YAML 1.1, which PyYAML reads, takes 1e-3 for text: it wants 1.0e-3.
     if isinstance(value, str) and not node.style and _FLOAT.fullmatch(value):
         return float(value)
+    # The same YAML takes `sparse: off` and a name `no` for truth values: here true and false are, and nothing else.
+    if isinstance(value, bool) and node.value.lower() not in ("true", "false"):
+        return str(node.value)
     return value
 
 

@@ -1,5 +1,7 @@
 """Train a model further: what pruning, factorization or a change of data cost is learned back.
 
+Weights that `prune_magnitude` has made zero stay zero.
+
 The weights of the epoch that scores best on the validation split are kept; where no epoch beats the model as it came,
 nothing is changed and the pass says so.
 """
@@ -15,7 +17,9 @@ from typing import Any, ClassVar
 from edgekit.core.model import Model
 from edgekit.core.program import TorchProgram
 from edgekit.core.task import Task
+from edgekit.passes._training.hooks import Hooks
 from edgekit.passes._training.loop import train
+from edgekit.passes._training.masks import zeros_of
 from edgekit.passes._training.options import Training
 from edgekit.passes._training.own_loop import own_files
 from edgekit.passes.base import Pass, PassContext, PassResult
@@ -42,7 +46,10 @@ class Finetune(Pass):
         program = model.program
         assert isinstance(program, TorchProgram)  # noqa: S101 - `requires` has checked; this tells the type checker
         trained = program.with_module(copy.deepcopy(program.module))
-        outcome = train(trained, task, self.options, context, name=self.name)
+        zeros = zeros_of(model)
+        outcome = train(trained, task, self.options, context, zeros.around(Hooks(), trained.module), name=self.name)
+        # The project's own loop knows of no zeros.
+        zeros.put(trained.module)
         # Another program around the same module: the one that trained may have exported what is old by now.
         result = program.with_module(trained.module)
         changed = result.weights_digest() != program.weights_digest()

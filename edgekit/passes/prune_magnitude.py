@@ -124,8 +124,8 @@ class PruneMagnitude(Pass):
 
     summary: ClassVar[str] = "make single weights zero (magnitude or OBD; at once or by a schedule; N:M, blocks)"
     Options: ClassVar[type[Any]] = PruneMagnitudeOptions
-    # Whatever trains or recomputes weights without the masks fills the zeros again.
-    after: ClassVar[tuple[str, ...]] = ("distill", "finetune", "lora", "low_rank", "prune_channels")
+    # Whatever trains or recomputes weights without the masks fills the zeros again; finetune and quantize_aware keep them.
+    after: ClassVar[tuple[str, ...]] = ("distill", "lora", "low_rank", "prune_channels", "squeeze")
     before: ClassVar[tuple[str, ...]] = ("learned_rounding", "quantize_aware")
 
     def own_files(self, task: Task | None) -> tuple[Path, ...]:

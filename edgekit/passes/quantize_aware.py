@@ -13,6 +13,9 @@ ECCV 2016). Activations, where they are rounded, have a learned scale and a fitt
 A batch norm may stay behind its layer, which is best below 8 bits: it learns along. Grids and scales are those of the
 module as it is. Where a backend multiplies the batch norm into the weights, each channel's scale is multiplied by γ/σ
 and its levels stay, mirrored where γ is negative: all levels are symmetric, so that a mirrored one is a level too.
+
+Weights that `prune_magnitude` has made zero stay zero, which 3 and more bits have a level for; fewer are refused for
+such layers.
 """
 
 from __future__ import annotations
@@ -20,12 +23,12 @@ from __future__ import annotations
 import copy
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from edgekit.core.errors import PassError
+from edgekit.core.errors import ConfigError, PassError
 from edgekit.core.grid import Trained, structure_of
 from edgekit.core.model import Model
 from edgekit.core.program import TorchProgram
@@ -33,8 +36,9 @@ from edgekit.core.task import Task
 from edgekit.passes._training.examples import trainable
 from edgekit.passes._training.grids import GridHooks, finished, fit_activations, install
 from edgekit.passes._training.layers import Layer, bits_by_layer, layers_of
-from edgekit.passes._training.levels import BITS
+from edgekit.passes._training.levels import BITS, levels_of
 from edgekit.passes._training.loop import Outcome, train
+from edgekit.passes._training.masks import Zeros, zeros_of
 from edgekit.passes._training.options import Training
 from edgekit.passes._training.own_loop import own_files
 from edgekit.passes.base import Pass, PassContext, PassResult
@@ -100,7 +104,8 @@ class QuantizeAware(Pass):
         """See `Pass.apply`.
 
         Raises:
-            ConfigError: The task cannot be trained with, or `keep` or `overrides` name no layer.
+            ConfigError: The task cannot be trained with, `keep` or `overrides` name no layer, or a layer was pruned to
+                zeros and is to have so few bits that none of its levels is zero.
             PassError: The model has no layer whose weights could be quantized, or training came apart.
         """
         program, options = model.program, self.options
@@ -117,11 +122,14 @@ class QuantizeAware(Pass):
             keep=options.keep,
             overrides=options.overrides,
         )
+        zeros = zeros_of(model)
+        _require_a_zero(layers, bits, zeros)
         trained = program.with_module(copy.deepcopy(program.module))
         grids = install(trained.module, layers, bits, options.activation_bits)
         fit_activations(trained, able)
         hooks = GridHooks(grids, able, options.progressive, options.finetune.epochs)
-        outcome = train(trained, able, options.finetune, context, hooks, name=self.name)
+        outcome = train(trained, able, options.finetune, context, zeros.around(hooks, trained.module), name=self.name)
+        zeros.put(trained.module)
         # The grids of the last epoch's stage, whatever epoch's weights are kept.
         fresh = copy.deepcopy(program.module)
         fixed = finished(trained.module, fresh, layers, grids)
@@ -133,6 +141,29 @@ class QuantizeAware(Pass):
     def replay(self, module: Any, structure: Mapping[str, Any]) -> Any:
         """See `Pass.replay`; the structure stays, the weights on their grids are loaded afterwards."""
         return module
+
+
+def _require_a_zero(layers: Sequence[Layer], bits: Mapping[str, int], zeros: Zeros) -> None:
+    """Refuse grids on which what was pruned could not stay zero.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    lost = [
+        (layer.key, share)
+        for layer in layers
+        if layer.key in bits and 0 not in levels_of(bits[layer.key]) and (share := zeros.share(layer.name))
+    ]
+    if lost:
+        key, share = lost[0]
+        fewest = min(own for own in BITS if 0 in levels_of(own))
+        more = f", as would those of {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise ConfigError(
+            f"quantize_aware: the {share:.0%} zeros that prune_magnitude made in '{key}' would be lost{more}: no level"
+            f" of {bits[key]} bit{'s' if bits[key] > 1 else ''} is zero.",
+            f"Give it {fewest} bits or more (overrides: {{{key}: {fewest}}}), keep it float (keep: [{key}]), or leave"
+            " out prune_magnitude.",
+        )
 
 
 def _notes(layers: list[Layer], fixed: Trained, skipped: list[str], outcome: Outcome) -> tuple[str, ...]:

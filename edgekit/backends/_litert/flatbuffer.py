@@ -71,11 +71,56 @@ def write(model: Any) -> bytes:
     builder = flatbuffers.Builder(total + (1 << 16))
     plain = model.buffers
     model.buffers = [_Aligned(buffer.data) for buffer in plain]
+    once: dict[str, int] = {}
+    tensors = [tensor for subgraph in model.subgraphs for tensor in subgraph.tensors]
+    # Tensors that are shared as a whole have none.
+    sparse = [tensor for tensor in tensors if getattr(tensor, "sparsity", None) is not None]
+    tables = [tensor.sparsity for tensor in sparse]
+    for tensor in sparse:
+        tensor.sparsity = _Once(tensor.sparsity, once)
     try:
         builder.Finish(model.Pack(builder), IDENTIFIER)
     finally:
         model.buffers = plain
+        for tensor, table in zip(sparse, tables, strict=True):
+            tensor.sparsity = table
     return bytes(builder.Output())
+
+
+class _Once:
+    """Where a sparse tensor's weights stand: in the file once, for the tensors of several signatures point at it."""
+
+    def __init__(self, table: Any, known: dict[str, int]) -> None:
+        self._table, self._known = table, known
+
+    def Pack(self, builder: Any) -> int:  # noqa: N802  # the name that the schema's classes have
+        """Write the table, or find it where it was written."""
+        key = _digest(self._table)
+        if key not in self._known:
+            self._known[key] = int(self._table.Pack(builder))
+        return self._known[key]
+
+
+def _digest(table: Any) -> str:
+    """A digest of what a sparsity table says."""
+    found = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if hasattr(value, "tobytes"):
+            found.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
+        elif hasattr(value, "__dict__"):
+            for name, one in vars(value).items():
+                found.update(name.encode())
+                add(one)
+        elif isinstance(value, list):
+            found.update(f"[{len(value)}".encode())
+            for one in value:
+                add(one)
+        else:
+            found.update(repr(value).encode())
+
+    add(table)
+    return found.hexdigest()
 
 
 class _Aligned:
@@ -272,11 +317,13 @@ class Graph:
         data = self.model.buffers[self.subgraph.tensors[tensor].buffer].data
         return np.frombuffer(data.tobytes(), np.float32).reshape(self.shape(tensor))
 
-    def op(self, name: str, inputs: Sequence[int | None], outputs: Sequence[int], options: Any = None) -> None:
+    def op(
+        self, name: str, inputs: Sequence[int | None], outputs: Sequence[int], options: Any = None, *, version: int = 1
+    ) -> None:
         """Add an operator; an absent optional input is None."""
         tflite = schema()
         operator = tflite.OperatorT()
-        operator.opcodeIndex = self._code(builtin(name))
+        operator.opcodeIndex = self._code(builtin(name), version)
         operator.inputs = [_ABSENT if tensor is None else tensor for tensor in inputs]
         operator.outputs = list(outputs)
         if options is not None:
@@ -301,13 +348,13 @@ class Graph:
         self.op("FILL", [dims, zero], [target], schema().FillOptionsT())
         return target
 
-    def _code(self, number: int) -> int:
+    def _code(self, number: int, version: int) -> int:
         codes = self.model.operatorCodes
         for place, code in enumerate(codes):
-            if code.builtinCode == number and not code.customCode and code.version == 1:
+            if code.builtinCode == number and not code.customCode and code.version == version:
                 return place
         code = schema().OperatorCodeT()
-        code.builtinCode, code.version = number, 1
+        code.builtinCode, code.version = number, version
         code.deprecatedBuiltinCode = min(number, 127)
         codes.append(code)
         return len(codes) - 1

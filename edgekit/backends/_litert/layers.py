@@ -71,6 +71,21 @@ class LinearLayer:
         return self._weights is not None
 
     @property
+    def constant(self) -> Any:
+        """The schema's tensor that its weights stand in."""
+        return self._weights
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """The shape of its data."""
+        return tuple(int(size) for size in self._subgraph.tensors[self.data].shape)
+
+    @property
+    def result_shape(self) -> tuple[int, ...]:
+        """The shape of its result."""
+        return tuple(int(size) for size in self._subgraph.tensors[self.result].shape)
+
+    @property
     def kind(self) -> str:
         """The operator's name in the schema."""
         return self._kind

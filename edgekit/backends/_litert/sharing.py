@@ -49,6 +49,11 @@ class _Packed:
     def buffers(self, buffers: Any) -> None:
         self._model.buffers = buffers
 
+    @property
+    def subgraphs(self) -> Any:
+        """The model's own."""
+        return self._model.subgraphs
+
     def Pack(self, builder: Any) -> int:  # noqa: N802  # the name that the schema's classes have
         """Write the model with a builder that shares."""
         return int(self._model.Pack(_Sharing(builder)))

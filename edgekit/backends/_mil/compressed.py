@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgekit.backends._mil import constexpr
-from edgekit.backends._quantize.rounding import compensated
+from edgekit.backends._quantize.rounding import compensated, pruned
 
 if TYPE_CHECKING:
     from edgekit.backends._quantize.ranges import Floats
@@ -71,6 +71,21 @@ class Palette:
         """The weight as a runtime has it."""
         dense = constexpr.lut_to_dense({"lut": self.lut[..., None], "indices": self.indices})
         return dense if self.scale is None else constexpr.blockwise_shift_scale({"data": dense, "scale": self.scale})
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Floats of which those that are not zero are stored, and a mask of where they stand.
+
+    Attributes:
+        values: All of them, float16 or float32, in the weight's shape.
+    """
+
+    values: Array
+
+    def dense(self) -> Array:
+        """The weight as a runtime has it."""
+        return self.values
 
 
 Compressed = Affine | Palette
@@ -202,13 +217,18 @@ def _groups(rows: Array, bits: int) -> int:
 
 
 def _clustered(values: Array, count: int) -> tuple[Array, Array]:
-    """Centres (count,), ascending, and the index of the nearest one for each value."""
+    """Centres (count,), ascending, and the index of the nearest one for each value; of pruned ones a centre is zero."""
     import numpy as np
 
     distinct, inverse, often = np.unique(values, return_inverse=True, return_counts=True)
     if len(distinct) <= count:
         lut = np.concatenate([distinct, np.full(count - len(distinct), distinct[-1])]).astype(np.float64)
         return lut, inverse.reshape(values.shape).astype(np.uint8)
+    if count > 2 and pruned(values).any():
+        others, _ = _clustered(values[values != 0], count - 1)
+        centres = np.sort(np.append(others, 0.0))
+        middles = (centres[1:] + centres[:-1]) / 2
+        return centres, np.searchsorted(middles, values.astype(np.float64)).astype(np.uint8)
     exact = distinct.astype(np.float64)
     weights, sums = np.concatenate([[0], np.cumsum(often)]), np.concatenate([[0.0], np.cumsum(exact * often)])
     centres = _start(exact, often, count)

@@ -5,13 +5,13 @@ It is the converter's side; coremltools reads the model, this module changes its
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgekit.backends._mil.activations import Placement, steps_of
-from edgekit.backends._mil.compressed import Affine, Compressed, Palette
+from edgekit.backends._mil.compressed import Affine, Compressed, Palette, Sparse
 from edgekit.core.errors import UnsupportedModelError
 from edgekit.core.extras import require
 
@@ -35,12 +35,14 @@ class Edits:
         biases: Biases by the name of the result of the operation that adds them.
         placement: Where `quantize` and `dequantize` stand.
         ranges: The range of each value that becomes 8-bit.
+        sparse: Names of the weights whose whole numbers are stored sparse as well.
     """
 
-    stored: Mapping[str, Compressed]
+    stored: Mapping[str, Compressed | Sparse]
     biases: Mapping[str, Array] = field(default_factory=dict)
     placement: Placement = field(default_factory=Placement)
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    sparse: Collection[str] = ()
 
 
 def emitted(model: Any, edits: Edits, ios: int) -> Any:
@@ -85,7 +87,7 @@ def _edit(block: Any, edits: Edits, ios: int) -> None:
             for operation in list(inner.operations):
                 stored = edits.stored.get(operation.outputs[0].name) if operation.op_type == "const" else None
                 if stored is not None:
-                    _store(mb, inner, operation, stored, ios)
+                    _store(mb, inner, operation, stored, ios, sparse=operation.outputs[0].name in edits.sparse)
 
 
 def _blocks_in(operations: list[Any]) -> Iterator[Any]:
@@ -123,9 +125,13 @@ def _insert_pairs(mb: Any, block: Any, operations: list[Any], edits: Edits) -> N
                 _have(reader, **taken)
 
 
-def _store(mb: Any, block: Any, constant: Any, stored: Compressed, ios: int) -> None:
+def _store(mb: Any, block: Any, constant: Any, stored: Compressed | Sparse, ios: int, *, sparse: bool) -> None:
     old, name = constant.outputs[0], constant.name
-    if isinstance(stored, Affine):
+    if isinstance(stored, Sparse):
+        new = _sparse(mb, constant, stored.values, ios)
+    elif sparse:
+        new = _jointly_sparse(mb, constant, stored)
+    elif isinstance(stored, Affine):
         new = _affine(mb, constant, stored, ios)
     else:
         new = _palette(mb, constant, stored, ios)
@@ -174,6 +180,40 @@ def _palette(mb: Any, constant: Any, stored: Palette, ios: int) -> Any:
         name=name,
         before_op=constant,
     )
+
+
+def _sparse(mb: Any, constant: Any, values: Array, ios: int) -> Any:
+    import numpy as np
+
+    mask, name = values != 0, f"{constant.name}_sparse"
+    if ios >= _BLOCKS_IOS:
+        bits = mask.astype(_packed_type("uint1"))
+        return mb.constexpr_sparse_to_dense(nonzero_data=values[mask], mask=bits, name=name, before_op=constant)
+    return mb.constexpr_sparse_to_dense(
+        nonzero_data=values[mask],
+        mask=np.packbits(mask.reshape(-1), bitorder="little"),
+        shape=np.array(values.shape, np.uint32),
+        name=name,
+        before_op=constant,
+    )
+
+
+def _jointly_sparse(mb: Any, constant: Any, stored: Compressed) -> Any:
+    """Whole numbers where the weight is not zero."""
+    mask = stored.dense() != 0
+    bits, name = mask.astype(_packed_type("uint1")), f"{constant.name}_nonzero"
+    if isinstance(stored, Affine):
+        data = stored.data[mask].astype(_packed_type(f"int{stored.bits}"))
+        found = mb.constexpr_sparse_blockwise_shift_scale(
+            data_mask=bits, nonzero_data=data, scale=stored.scale, name=name, before_op=constant
+        )
+    else:
+        indices = stored.indices[mask].astype(_packed_type(f"uint{stored.bits}"))
+        found = mb.constexpr_lut_to_sparse(
+            indices_mask=bits, indices_nonzero_data=indices, lut=stored.lut[..., None], name=name, before_op=constant
+        )
+    dense = f"{constant.name}_sparse"
+    return mb.constexpr_sparse_to_dense(nonzero_data=found[1], mask=found[0], name=dense, before_op=constant)
 
 
 def _packed_type(name: str) -> Any:

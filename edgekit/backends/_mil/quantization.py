@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.backends._mil import activations, compressed, correction, emission, simulation, weights
+from edgekit.backends._mil import activations, compressed, correction, emission, simulation, sparse, weights
 from edgekit.backends._mil.activations import Placement
 from edgekit.backends._mil.compressed import Compressed
 from edgekit.backends._mil.evaluator import ReferenceEvaluator
@@ -71,6 +71,7 @@ class _Layers:
     on_grid: set[str] = field(default_factory=set)
     kept: int = 0
     smaller_blocks: int = 0
+    sparse: sparse.Choices = field(default_factory=sparse.Choices)
 
 
 @dataclass(frozen=True)
@@ -99,20 +100,29 @@ def quantized(model: Any, wanted: Wanted) -> tuple[Any, tuple[str, ...]]:
         layers = _layers(read_package(path).function.block, wanted)
         plain, unread = _evaluator(path, wanted)
     asked = [wanted.lowering.precision, *wanted.lowering.overrides.values()]
+    more = layers.sparse.notes(wanted.lowering.sparse)
     if all(scheme in PLAIN for scheme in asked):
-        return model, ()
-    if not layers.stored:
+        return _written(model, emission.Edits({}), layers, wanted), more
+    if not layers.stored and not layers.sparse.floats:
         raise UnsupportedModelError(
             f"The scheme {' / '.join(s for s in dict.fromkeys(asked) if s not in PLAIN)} changes nothing in this model:"
             f" it has no weight of more than {weights.SMALL} elements that Core ML could compress.",
             "Leave the scheme out, or use float16.",
         )
     _refuse_idle_overrides(layers, wanted)
-    notes = (*_notes(layers, wanted), *unread)
+    notes = (*_notes(layers, wanted), *unread, *more)
     if plain is not None and wanted.lowering.quantize is not None:
         chosen, said = _calibrated(plain, layers, wanted, wanted.lowering.quantize)
-        return emission.emitted(model, chosen, wanted.ios), (*notes, said)
-    return emission.emitted(model, emission.Edits(layers.stored), wanted.ios), notes
+        return _written(model, chosen, layers, wanted), (*notes, said)
+    return _written(model, emission.Edits(layers.stored), layers, wanted), notes
+
+
+def _written(model: Any, edits: emission.Edits, layers: _Layers, wanted: Wanted) -> Any:
+    """The model with edits and with its sparse weights; itself where there is nothing to change."""
+    choices = layers.sparse
+    whole = replace(edits, stored={**edits.stored, **choices.floats}, sparse=frozenset(choices.joint))
+    changes = whole.stored or whole.biases or whole.placement.tensors
+    return emission.emitted(model, whole, wanted.ios) if changes else model
 
 
 def _evaluator(path: Path, wanted: Wanted) -> tuple[ReferenceEvaluator | None, tuple[str, ...]]:
@@ -152,11 +162,16 @@ def _layers(block: Block, wanted: Wanted) -> _Layers:
         grid = wanted.trained.grids.get(weight.path or "")
         scheme = schemes[weight.name]
         if scheme == "float32":
+            layers.sparse.add(weight, None, wanted.lowering.sparse, wanted.ios, computes=False)
             continue
         exact = _exactly(weight, grid, scheme) if grid else None
         if exact is not None:
             layers.on_grid.add(weight.name)
-        layers.stored[weight.name] = exact or _compressed(weight, scheme, wanted, layers)
+        form = exact or _compressed(weight, scheme, wanted, layers)
+        computes = scheme == STATIC and weight.kind in weights.PRODUCTS
+        layers.sparse.add(weight, form, wanted.lowering.sparse, wanted.ios, computes=computes)
+        if weight.name not in layers.sparse.floats:
+            layers.stored[weight.name] = form
     return layers
 
 

@@ -17,6 +17,7 @@ OLDEST_IOS: Mapping[str, int] = {
 }
 """The release from which on Core ML has what a scheme needs; macOS releases count as the iOS of their year."""
 
+_SPARSE_IOS = 16
 _PLAIN = ("float32", "float16")
 _STATIC = "static_wi8_ai8"
 _INSTEAD: Mapping[str, str] = {
@@ -33,6 +34,10 @@ def of_quantization(lowering: Lowering, ios: int) -> Iterator[Issue]:
         ios: The iOS release that the target builds for.
     """
     quantize = lowering.quantize
+    if lowering.sparse in ("size", "speed") and ios < _SPARSE_IOS:
+        hint = f"Leave out sparse, or build for iOS {_SPARSE_IOS} or newer: os.min_version of the target."
+        reason = f"sparse weights need iOS {_SPARSE_IOS}; the target builds for iOS {ios}"
+        yield Issue(f"sparse: {lowering.sparse}", reason, hint=hint)
     if quantize and quantize.io != "float32":
         hint = "Leave out io, or use io: float32."
         yield Issue(f"io: {quantize.io}", "Core ML models have no 8-bit inputs and outputs", hint=hint)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgekit.backends._openvino.storage import Stored, closest_entry
+from edgekit.backends._quantize.rounding import pruned
 from edgekit.core.grid import Grid
 
 if TYPE_CHECKING:
@@ -85,13 +86,15 @@ def palette(weights: Floats, bits: int) -> Stored:
 
 
 def _means(values: Floats, importance: Floats, bits: int) -> Floats:
-    """Lloyd's iteration from equal shares of the values."""
+    """Lloyd's iteration from equal shares of the values; of pruned ones, zero is an entry and the others share the rest."""
     import numpy as np
 
     stride = max(1, values.size // _SAMPLED) | 1
     order = np.argsort(values[::stride], kind="stable")
     values, importance = values[::stride][order], importance[::stride][order]
-    count = 2**bits
+    zeros = pruned(values)
+    count = 2**bits - int(zeros.any())
+    values, importance = values[~zeros], importance[~zeros]
     table = np.array([part.mean() if part.size else 0.0 for part in np.array_split(values, count)])
     weighted = values * importance
     for _ in range(_ROUNDS):
@@ -99,7 +102,7 @@ def _means(values: Floats, importance: Floats, bits: int) -> Floats:
         sums = np.bincount(places, weights=importance, minlength=count)
         found = np.bincount(places, weights=weighted, minlength=count)
         table = np.sort(np.divide(found, sums, out=table.copy(), where=sums > 0))
-    return table
+    return np.sort(np.append(table, 0.0)) if zeros.any() else table
 
 
 def trained(weights: Floats, module: Array, grid: Grid, bits: int, *, as_table: bool) -> Stored | None:

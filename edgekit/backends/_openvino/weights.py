@@ -13,6 +13,7 @@ from edgekit.backends._openvino.observation import observe
 from edgekit.backends._openvino.plan import LOW_BITS, Key, Plan
 from edgekit.backends._openvino.runtime import EXTRA, WHY
 from edgekit.backends._openvino.storage import Stored, half
+from edgekit.backends._quantize.rounding import pruned
 from edgekit.backends.base import CompileRequest
 from edgekit.core.extras import require
 
@@ -71,7 +72,10 @@ def weights_only(model: Any, plan: Plan, request: CompileRequest) -> tuple[Any, 
         store_half(result, plan)
         return result, notes
     candidates = {"the nearest weights": with_layers(model, plan, Corrections(start))}
-    if quantize and quantize.scheme == "weight_only_wi8_afp32" and not (request.lowering.overrides or plan.fixed):
+    # NNCF's zero points differ by channel: of pruned weights no value would be left that most of them have.
+    sparse = request.lowering.sparse != "off" and any(pruned(layer.rows()).any() for layer in layers_of(model))
+    chosen = bool(request.lowering.overrides or plan.fixed or sparse)
+    if quantize and quantize.scheme == "weight_only_wi8_afp32" and not chosen:
         candidates = {"NNCF's weights": _by_nncf(model)} | candidates
     judging: Sequence[Example] = ()
     if quantize and quantize.bias_correction and request.calibration is not None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgekit.backends._quantize.rounding import pruned
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -105,7 +107,7 @@ def even(rows: Floats, largest: int, block: int | None = None, *, clip: bool = F
 
 
 def palette(rows: Floats, bits: int) -> Codebook:
-    """2**bits levels for all of a layer, and a scale for each channel, by k-means."""
+    """2**bits levels for all of a layer, and a scale for each channel, by k-means; of pruned weights one level is zero."""
     import numpy as np
 
     scale = half(np.sqrt(np.maximum((rows**2).mean(axis=1, keepdims=True), _TINY)))
@@ -114,13 +116,16 @@ def palette(rows: Floats, bits: int) -> Codebook:
     weights = np.broadcast_to(scale**2, rows.shape).ravel()[::stride]
     order = np.argsort(values, kind="stable")
     values, weights = values[order], weights[order]
-    levels = np.quantile(values, (np.arange(1 << bits) + 0.5) / (1 << bits))
+    zeros = pruned(values) if bits > 1 else np.zeros(values.shape, bool)
+    count = (1 << bits) - int(zeros.any())
+    values, weights = values[~zeros], weights[~zeros]
+    levels = np.quantile(values, (np.arange(count) + 0.5) / count) if values.size else np.zeros(count)
     for _ in range(_ROUNDS):
         places = np.searchsorted((levels[1:] + levels[:-1]) / 2, values)
         total = np.bincount(places, weights, minlength=len(levels))
         sums = np.bincount(places, weights * values, minlength=len(levels))
         levels = np.sort(np.where(total > 0, sums / np.maximum(total, _TINY), levels))
-    found = Codebook(half(levels), scale, rows.shape[1])
+    found = Codebook(half(np.sort(np.append(levels, 0.0)) if zeros.any() else levels), scale, rows.shape[1])
     chosen = found.levels[found.codes(rows)]
     fitted = (rows * chosen).sum(axis=1, keepdims=True) / np.maximum((chosen**2).sum(axis=1, keepdims=True), _TINY)
     return Codebook(found.levels, half(np.where(fitted > 0, fitted, scale)), rows.shape[1])
@@ -179,6 +184,7 @@ def rounded_codes(rows: Floats, book: Codebook, second_moment: Floats) -> Codes:
     damped = (second_moment[np.ix_(order, order)] / mean + np.eye(count) * _DAMPING).astype(np.float32)
     factor = np.linalg.cholesky(np.linalg.inv(damped)).T
     left = rows[:, order].astype(np.float32)
+    zeros = pruned(left)
     codes = np.zeros(left.shape, np.int64)
     step = 64
     for start in range(0, count, step):
@@ -186,7 +192,7 @@ def rounded_codes(rows: Floats, book: Codebook, second_moment: Floats) -> Codes:
         errors = np.zeros((len(left), end - start), np.float32)
         for place in range(start, end):
             scale = book.scale[:, order[place] // book.block]
-            codes[:, place] = book.code(left[:, place], int(order[place]))
+            codes[:, place] = book.code(np.where(zeros[:, place], 0.0, left[:, place]), int(order[place]))
             error = (left[:, place] - book.levels[codes[:, place]] * scale) / factor[place, place]
             left[:, place:end] -= np.outer(error, factor[place, place:end])
             errors[:, place - start] = error

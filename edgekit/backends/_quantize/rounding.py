@@ -8,15 +8,20 @@ Pre-trained Transformers", ICLR 2023.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edgekit.backends._quantize.ranges import Floats
 
 _DAMPING = 0.1
 """Added to the diagonal, as a share of its mean. A hundredth, as the paper has it, fitted the few photos of a small
 calibration set: better on its own crops, worse on those of other photos."""
 _BLOCK = 64
+_PRUNED = 0.5
+"""The share of zeros from which on they are no chance: pruning put them there, and rounding leaves them."""
 
 
 def rounded(weights: Floats, scale: Floats, second_moment: Floats, largest: int) -> Floats:
@@ -37,7 +42,10 @@ def rounded(weights: Floats, scale: Floats, second_moment: Floats, largest: int)
 
 
 def compensated(weights: Floats, second_moment: Floats, nearest: Callable[[Floats, int], Floats]) -> Floats:
-    """Weights on any grid that stand for these.
+    """Weights on any grid that stand for these; where most of them are zero, those stay zero.
+
+    What the zeros cannot make good, the others do: E. Frantar and D. Alistarh, "SparseGPT: Massive Language Models Can
+    Be Accurately Pruned in One-Shot", ICML 2023.
 
     Args:
         weights: Shape (out, in).
@@ -55,11 +63,12 @@ def compensated(weights: Floats, second_moment: Floats, nearest: Callable[[Float
     factor = np.linalg.cholesky(np.linalg.inv(damped)).T
     left = weights[:, order].copy()
     found = np.zeros_like(left)
+    zeros = pruned(left)
     for start in range(0, count, _BLOCK):
         end = min(start + _BLOCK, count)
         errors = np.zeros((len(left), end - start))
         for place in range(start, end):
-            found[:, place] = nearest(left[:, place], int(order[place]))
+            found[:, place] = nearest(np.where(zeros[:, place], 0.0, left[:, place]), int(order[place]))
             error = (left[:, place] - found[:, place]) / factor[place, place]
             left[:, place:end] -= np.outer(error, factor[place, place:end])
             errors[:, place - start] = error
@@ -67,3 +76,11 @@ def compensated(weights: Floats, second_moment: Floats, nearest: Callable[[Float
     moved = np.empty_like(found)
     moved[:, order] = found
     return moved
+
+
+def pruned(weights: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which weights pruning has set to zero, so that they stay it: none where fewer than half are zero, by chance."""
+    import numpy as np
+
+    zeros = np.equal(weights, 0)
+    return np.asarray(zeros if zeros.mean() >= _PRUNED else np.zeros(weights.shape, bool), bool)

@@ -48,9 +48,14 @@ class Layer:
     fused: bool
 
     @property
+    def name(self) -> str:
+        """The parameter's name in the whole module."""
+        return f"{self.path}.{self.parameter}".lstrip(".")
+
+    @property
     def key(self) -> str:
         """What grids and backends call it: the module's path; with the parameter where that is not `weight`."""
-        return self.path if self.parameter == "weight" else f"{self.path}.{self.parameter}".lstrip(".")
+        return self.path if self.parameter == "weight" else self.name
 
 
 def layers_of(program: TorchProgram) -> tuple[list[Layer], list[str]]:

@@ -190,3 +190,8 @@ def test_plain_data_equal_what_their_json_reads_as() -> None:
     plain = schema.to_plain(Lowering(batch_sizes=(1, 4)))
     assert plain == schema.parse_json(schema.to_json(Lowering(batch_sizes=(1, 4))), "lowering").value
     assert plain["batch_sizes"] == [1, 4]
+
+
+def test_words_that_old_yaml_takes_for_truth_values_stay_words() -> None:
+    found = schema.parse_yaml("{a: off, b: On, c: no, d: yes, e: true, f: False}", "f.yaml").value
+    assert found == {"a": "off", "b": "On", "c": "no", "d": "yes", "e": True, "f": False}

@@ -336,7 +336,7 @@ def test_a_wrong_option_is_named(options, message):
 @pytest.mark.parametrize(
     ("first", "then"),
     [
-        ("prune_magnitude: {sparsity: 0.5}", "finetune: {}"),
+        ("prune_magnitude: {sparsity: 0.5}", "low_rank: {energy: 0.6}"),
         ("quantize_aware: {bits: 4}", "prune_magnitude: {sparsity: 0.5}"),
         ("prune_magnitude: {sparsity: 0.5}", "distill: {student: 's.py:build'}"),
     ],
