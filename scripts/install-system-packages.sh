@@ -12,6 +12,9 @@ packages() {
     cat <<'TABLE'
 chromium       | chromium   | the HTML report is opened in a real browser, and what it draws is looked at
 openssh-server | sshd       | the ssh transport is tested against a real sshd on 127.0.0.1, started by the tests with their own keys
+adb            | adb        | the adb transport is tested with the real program against a simulated device, on a server and port of its own
+mksh           | mksh       | is the simulated device's shell, as it is Android's
+toybox         | toybox     | gives that device Android's own tools and no others
 openssh-client | ssh-keygen | makes those keys; edgekit devices trust is compared with what ssh-keygen says
 TABLE
 }

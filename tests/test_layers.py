@@ -57,6 +57,7 @@ HEAVY = {
     "optuna",
     "paramiko",
     "peft",
+    "playwright",
     "plotly",
     "safetensors",
     "skimage",

@@ -12,6 +12,7 @@ from edgekit.cli.screen import Screen
 
 if TYPE_CHECKING:
     from edgekit.core.device import Device
+    from edgekit.runners.base import Runner
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The unit's name in devices.yaml, or local.")]
 
@@ -46,12 +47,11 @@ def register(app: typer.Typer) -> None:
     @verb(group, "probe", example="edgekit devices probe my-pi\nedgekit devices probe local --json")
     def probe(screen: Screen, name: Name) -> None:
         """Ask a unit for its real facts: CPU, memory, system, temperature."""
-        from edgekit.runners.base import registry as runners
         from edgekit.transports.base import connect
 
         device = device_named(name)
         with screen.step(f"probing {name}"), connect(device) as transport:
-            facts = dict(runners.create("agent").probe(transport))
+            facts = dict(runner_of_device(device).probe(transport))
         screen.answer({"device": name, "facts": facts}, _rows(facts))
 
     @verb(group, "trust", example="edgekit devices trust my-pi\nedgekit devices trust my-pi --yes")
@@ -106,6 +106,18 @@ def device_named(name: str) -> Device:
     if name not in found:
         raise unknown_name("device", name, [*found, LOCAL], "edgekit devices list")
     return found[name]
+
+
+def runner_of_device(device: Device) -> Runner:
+    """What asks and changes a unit: the runner of its target; the agent where its target is not known here."""
+    from edgekit.core.places import find_root
+    from edgekit.core.target import find_targets, read_target
+    from edgekit.flow.measure import runner_of
+    from edgekit.runners.base import registry
+
+    files = find_targets(find_root(Path.cwd()))
+    name = runner_of(read_target(files[device.target])) if device.target in files else "agent"
+    return registry.create(name)
 
 
 def _table(found: dict[str, Device]) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from edgekit.cli.common import verb
-from edgekit.cli.devices import device_named
+from edgekit.cli.devices import device_named, runner_of_device
 from edgekit.cli.screen import Screen
 
 
@@ -23,12 +23,11 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Make an earlier release of a model current again on a device."""
         from edgekit.core import schema
-        from edgekit.runners.base import registry as runners
         from edgekit.transports.base import connect
 
         unit = device_named(device)
         with screen.step(f"rolling back '{model}' on {device}"), connect(unit) as transport:
-            done = runners.create("agent").rollback(transport, model, to)
+            done = runner_of_device(unit).rollback(transport, model, to)
         screen.answer(
             {"schema_version": 1, "device": device, "model": model, **schema.to_plain(done)},
             f"'{model}' on {device}: {(done.previous or 'nothing')[:12]} → {done.current[:12]}",

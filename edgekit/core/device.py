@@ -51,6 +51,7 @@ class Device:
         emulated: Whether its numbers come from an emulator: they are labelled so wherever they are shown.
         root: The folder on the device that edgekit keeps to.
         python: The Python interpreter there.
+        runner_options: Options of the runner that its target has; it checks them.
     """
 
     name: str
@@ -62,6 +63,14 @@ class Device:
     emulated: bool = False
     root: str = ".edgekit"
     python: str = "python3"
+    runner_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+_EXAMPLES = {
+    "ssh": ("address: user@host", "edgekit devices trust my-{target}"),
+    "adb": ("address: SERIAL", "`adb devices` prints the serial number; edgekit devices probe my-{target}"),
+}
+"""How an entry looks and what comes next, by transport."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,7 @@ class _Entry:
     emulated: bool = False
     root: str = ".edgekit"
     python: str = "python3"
+    runner_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,9 @@ def load_devices(path: Path) -> dict[str, Device]:
     return {name: Device(name=name, **vars(entry)) for name, entry in entries.items()}
 
 
-def choose_devices(devices: Mapping[str, Device], target: str, name: str | None, every: bool) -> list[Device]:
+def choose_devices(
+    devices: Mapping[str, Device], target: str, name: str | None, every: bool, transport: str = "ssh"
+) -> list[Device]:
     """The units that a command goes to.
 
     Args:
@@ -107,6 +119,7 @@ def choose_devices(devices: Mapping[str, Device], target: str, name: str | None,
         target: The target they must be of.
         name: The unit asked for, or None.
         every: Whether all units of the target are asked for.
+        transport: The usual way to devices of the target: what the example shows where none is known.
 
     Raises:
         ConfigError: None fits, the one asked for is of another target, or there are several to choose from.
@@ -122,11 +135,13 @@ def choose_devices(devices: Mapping[str, Device], target: str, name: str | None,
             )
         return [devices[name]]
     if not fitting:
+        example, then = _EXAMPLES.get(transport, _EXAMPLES["ssh"])
+        shown = transport if transport in _EXAMPLES else "ssh"
         raise ConfigError(
             f"No device of target '{target}' is known.",
             "Add one to devices.yaml:\n"
-            f"  devices:\n    my-{target}: {{target: {target}, transport: ssh, address: user@host}}\n"
-            f"then: edgekit devices trust my-{target}",
+            f"  devices:\n    my-{target}: {{target: {target}, transport: {shown}, {example}}}\n"
+            f"then: {then.format(target=target)}",
         )
     if len(fitting) > 1 and not every:
         names = ", ".join(device.name for device in fitting)

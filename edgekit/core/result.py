@@ -143,12 +143,16 @@ def document(result: Result) -> dict[str, Any]:
     latency = result.measured("latency_ms")
     if latency is not None:
         # Statistics of nothing, or of what is not a number, do not exist; the samples are shown as they are.
-        if latency.values and all(math.isfinite(value) for value in latency.values):
-            shown["latency_ms"] = schema.to_plain(stats.summarize(latency.values))
-        shown["samples_ms"] = list(latency.values)
+        sampled = latency.values if latency.kind == "samples" else ()
+        if sampled and all(math.isfinite(value) for value in sampled):
+            shown["latency_ms"] = schema.to_plain(stats.summarize(sampled))
+        elif latency.kind == "summary":
+            # What the tool made of samples that it does not give: no percentiles, and nothing is derived.
+            shown["latency_ms"] = dict(latency.metadata.get("summary", {"mean": latency.values[0]}))
+        shown["samples_ms"] = list(sampled)
         shown["samples_per_process"] = list(latency.processes)
         shown["warmup_ms"] = list(latency.warmups)
-        shown["outliers"] = len(stats.outliers(latency.values))
+        shown["outliers"] = len(stats.outliers(sampled))
         before, after = latency.conditions_before, latency.conditions_after
         shown["conditions"] = (
             {key: before.get(key) for key in _CONDITIONS}
@@ -163,6 +167,8 @@ def document(result: Result) -> dict[str, Any]:
             }
             | {key: latency.metadata.get(key) for key in _RUNTIME}
         )
+        if "unverified" in latency.metadata:
+            shown["unverified"] = latency.metadata["unverified"]
     for metric in _MEDIANS:
         measurement = result.measured(metric)
         if measurement is not None and measurement.values:

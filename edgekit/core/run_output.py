@@ -74,6 +74,7 @@ class RunOutput:
         previous: The digest of the release in force before.
         bytes_sent: What had to be sent to the device, in bytes.
         seconds: Wall time by step: `connect`, `inspect`, `push`, `run`, `pull`.
+        summaries: Measurements of a tool that gives no samples, made by its runner.
     """
 
     facts_before: Mapping[str, Any]
@@ -85,6 +86,7 @@ class RunOutput:
     previous: str | None = None
     bytes_sent: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
+    summaries: tuple[Measurement, ...] = ()
 
 
 _PER_PROCESS: tuple[tuple[str, str, Better], ...] = (
@@ -96,10 +98,10 @@ _MEMORY = ("peak_rss_mib", "peak_pss_mib", "runtime_baseline_mib", "model_delta_
 
 
 def measurements_of(output: RunOutput) -> list[Measurement]:
-    """The measurements in the `latency` runs of `output`; empty where there are none."""
+    """The measurements in the `latency` runs of `output`, and the summaries in it; empty where there are none."""
     runs = [run for run in output.runs if run.kind == "latency"]
     if not runs:
-        return []
+        return list(output.summaries)
     metadata = dict(runs[0].runtime)
 
     def measured(metric: str, unit: str, better: Better, values: list[float], **more: Any) -> Measurement:
@@ -137,4 +139,4 @@ def measurements_of(output: RunOutput) -> list[Measurement]:
         if values:
             direction: Better = "neither" if metric == "runtime_baseline_mib" else "smaller"
             found.append(measured(metric, "MiB", direction, values, processes=(1,) * len(values)))
-    return found
+    return [*found, *output.summaries]

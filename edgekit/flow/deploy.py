@@ -51,12 +51,13 @@ def devices_for(
                 f"Add a device of target '{target.name}' to devices.yaml: edgekit devices --help",
             )
         arch = _SAME_ARCH.get(platform.machine(), platform.machine())
-        if arch != target.cpu.arch:
+        # A browser brings its own machine with it, WebAssembly, whatever this one is.
+        if target.os.family != "web" and arch != target.cpu.arch:
             raise ConfigError(
                 f"This machine is {arch}; the target '{target.name}' is {target.cpu.arch}.", "edgekit targets"
             )
         return [local_device(target)]
-    chosen = choose_devices(known, target.name, name, every)
+    chosen = choose_devices(known, target.name, name, every, next(iter(target.transports), "ssh"))
     for device in chosen:
         _require_transport(device)
     return chosen

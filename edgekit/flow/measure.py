@@ -78,7 +78,7 @@ def visit(
         StableDeviceError: It will fail again.
         VerificationError: The health check failed; the release before is still in force.
     """
-    runner = _runner(built.target)
+    runner = runner_of(built.target)
     with tempfile.TemporaryDirectory(prefix="edgekit-outputs-") as work:
         job = _job(built, device, settings, Path(work), release)
 
@@ -108,7 +108,12 @@ def new_run() -> str:
     return f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
 
 
-def _runner(target: Target) -> str:
+def runner_of(target: Target) -> str:
+    """The name of the runner that executes on a target's devices: the first of the target's that there is.
+
+    Raises:
+        StableDeviceError: There is none of them.
+    """
     for name in target.runners:
         if name in runners:
             return name
