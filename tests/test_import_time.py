@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = [
+    "accelerate",
     "ai_edge_litert",
     "alembic",
     "coremltools",
@@ -23,10 +24,12 @@ HEAVY = [
     "onnxruntime",
     "openvino",
     "paramiko",
+    "peft",
     "plotly",
     "sklearn",
     "sqlalchemy",
     "torch",
+    "transformers",
 ]
 CORE = sorted(path.stem for path in (ROOT / "edgekit" / "core").glob("*.py") if path.stem != "__init__")
 

@@ -2,8 +2,8 @@
 
 The loss is `alpha` · T² · KL(teacher ‖ student), both softened by the temperature T, plus (1 - alpha) times the task's
 own (Hinton et al., "Distilling the Knowledge in a Neural Network", 2015). Where outputs are no classes, it is their
-mean squared difference. Results of layers within can be compared too, by a learned projection where the student has
-other widths (Romero et al., "FitNets", ICLR 2015)::
+mean squared difference, or one minus the cosine of embeddings. Results of layers within can be compared too, by a
+learned projection where the student has other widths (Romero et al., "FitNets", ICLR 2015)::
 
     before   teacher
     while    teacher ──▶ answers, asked once and kept ──▶ loss ◀── student
@@ -69,8 +69,9 @@ class DistillOptions:
         depth: Handed to the student's factory as `depth`, where given.
         temperature: What logits are divided by before they are compared.
         alpha: The teacher's share in the loss, 0 to 1; the rest is the task's. At 1 no labels are needed.
-        loss: How outputs are compared: `kl` for classes, `mse` for anything else.
-        axis: The axis of the classes, for `kl`: -1, or 1 for images of classes.
+        loss: How outputs are compared: `kl` for classes, `cosine` for embeddings whose direction is what counts, `mse`
+            for anything else.
+        axis: The axis of the classes for `kl`, of the vectors for `cosine`: -1, or 1 for images of classes.
         outputs: The outputs to compare; all that are floats where none are given.
         features: Pairs of modules whose results are compared too.
         finetune: How the student is trained; see `finetune`. A loop of the project's own is not taken: it would have to
@@ -304,16 +305,23 @@ def _compared(theirs: Mapping[str, Any], ours: Mapping[str, Any], options: Disti
     chosen = options.outputs or tuple(floats)
     if not chosen:
         raise ConfigError("distill: the model has no output of floats: whole numbers have no gradient to learn by.")
+    if options.loss != "mse":
+        for name in chosen:
+            _check_axis(name, theirs[name], options)
     return {name: options.loss == "kl" and _is_soft(name, theirs[name], ours[name], options.axis) for name in chosen}
 
 
-def _is_soft(name: str, theirs: Any, ours: Any, axis: int) -> bool:
-    if not -theirs.dim() <= axis < theirs.dim() or theirs.shape[axis] < 2:
+def _check_axis(name: str, theirs: Any, options: DistillOptions) -> None:
+    if not -theirs.dim() <= options.axis < theirs.dim() or theirs.shape[options.axis] < 2:
+        what = "classes" if options.loss == "kl" else "vectors"
         raise ConfigError(
-            f"distill: the output '{name}' has the shape {list(theirs.shape)}: there are no classes along the axis {axis}"
-            " that `kl` could compare.",
-            "Write loss: mse, or the axis of the classes: axis: 1.",
+            f"distill: the output '{name}' has the shape {list(theirs.shape)}: there are no {what} along the axis"
+            f" {options.axis} that `{options.loss}` could compare.",
+            f"Write loss: mse, or the axis of the {what}: axis: 1.",
         )
+
+
+def _is_soft(name: str, theirs: Any, ours: Any, axis: int) -> bool:
     kinds = {True: "probabilities", False: "logits"}
     found = is_distribution(theirs, axis), is_distribution(ours, axis)
     if found[0] != found[1]:

@@ -168,7 +168,7 @@ class LowRank(Pass):
             module = modules.get(path) if layer.weight == f"{path}.weight" else None
             if module is None or layer.weight in tied or (layer.shared and path not in used_twice):
                 continue
-            method = self._method(module)
+            method = self._method(module, layer)
             if method is not None:
                 candidates.append(_Candidate(path, module, method, _places(layer), _spectra(module, method)))
         return candidates
@@ -179,15 +179,15 @@ class LowRank(Pass):
                 if not any(fits(path, pattern) for path in paths):
                     raise no_layer(f"low_rank: {option}: '{pattern}' fits no layer", pattern, paths)
 
-    def _method(self, module: Any) -> Any:
+    def _method(self, module: Any, layer: Layer) -> Any:
         """How a module is factorized; None where it is not."""
         nn = torch_().nn
-        # Exactly these: a class of its own may do more, and attention reads its layers' weights past their forward.
+        # Exactly this: attention reads the weights of its own class of linear layers past their forward.
         if type(module) is nn.Linear:
             return "svd"
-        if type(module) is not nn.Conv2d or module.groups != 1 or module.padding_mode != "zeros":
+        if not isinstance(module, nn.Conv2d) or module.groups != 1 or module.padding_mode != "zeros":
             return None
-        if isinstance(module.padding, str):
+        if isinstance(module.padding, str) or not _convolves_only(module, layer):
             return None
         if kernel_of(module) == (1, 1):
             # Two 1×1 convolutions in a row: the padding would get through the first one's bias, which there is none of.
@@ -248,6 +248,22 @@ def _pays(candidate: _Candidate, how: Factorized) -> bool:
 def _kept_weights(candidate: _Candidate, how: Factorized) -> int:
     whole: int = candidate.module.weight.numel()
     return weights_of(candidate.module, how) if _pays(candidate, how) else whole
+
+
+def _convolves_only(module: Any, layer: Layer) -> bool:
+    """Whether a convolution of a class of its own does what torch's does, for inputs of the size that it gets here.
+
+    Classes that pad as TensorFlow does are common; one that standardizes its weights must not be taken for a plain one.
+    """
+    torch = torch_()
+    if type(module) is torch.nn.Conv2d:
+        return True
+    shape = layer.data.meta["val"].shape
+    given = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(module.weight.dtype)
+    with torch.no_grad():
+        plain = torch.nn.Conv2d._conv_forward(module, given, module.weight, module.bias)
+        own = module(given)
+    return bool(isinstance(own, torch.Tensor) and own.shape == plain.shape and torch.allclose(own, plain, atol=1e-5))
 
 
 def _places(layer: Layer) -> tuple[int, int]:

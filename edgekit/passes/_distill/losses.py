@@ -12,8 +12,9 @@ from edgekit.core.program import TORCH_EXTRA
 from edgekit.core.task import Batch, TrainableTask
 from edgekit.passes._distill.teacher import Taps, Teacher
 from edgekit.passes._training.hooks import Hooks
+from edgekit.passes._training.precision import computing
 
-Loss = Literal["kl", "mse"]
+Loss = Literal["kl", "mse", "cosine"]
 
 _SMALLEST = 1e-12
 
@@ -44,6 +45,12 @@ def soft_loss(student: Any, teacher: Any, temperature: float, axis: int, *, prob
     ours = functional.log_softmax(student / temperature, axis)
     theirs = functional.log_softmax(teacher / temperature, axis)
     return functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(axis).mean() * temperature**2
+
+
+def cosine_loss(student: Any, teacher: Any, axis: int) -> Any:
+    """One minus the cosine of two vectors along an axis, mean over everything else: 0 where they point the same way."""
+    functional = require("torch", TORCH_EXTRA, "distillation").nn.functional
+    return 1 - functional.cosine_similarity(student, teacher, axis).mean()
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,8 @@ def feature_loss(ours: Any, theirs: Any, how: Match, projection: Any) -> Any:
     The regressor is that of Romero et al., "FitNets", ICLR 2015; as a share, one weight serves layers of any scale.
     """
     functional = require("torch", TORCH_EXTRA, "distillation").nn.functional
+    # Training in bfloat16 gives the student's in that.
+    ours = ours.to(theirs.dtype)
     if how.places is not None:
         pool = getattr(functional, f"adaptive_avg_pool{len(how.places)}d")
         ours, theirs = pool(ours, how.places), pool(theirs, how.places)
@@ -163,7 +172,10 @@ class DistillHooks(Hooks):
 
     def loss(self, task: TrainableTask, outputs: Mapping[str, Any], batch: tuple[Batch, Any]) -> Any:
         """See `Hooks.loss`."""
-        answers = self.teacher.answers(batch[0])
+        with computing(self.options.finetune.precision):
+            answers = self.teacher.answers(batch[0])
+        # What was asked just now is in the precision of training; what was kept is in float32.
+        answers = [answer.float() if answer.is_floating_point() else answer for answer in answers]
         names = self.teacher.program.output_names
         said = dict(zip(names, answers, strict=False))
         features = dict(zip(self.teacher.paths, answers[len(names) :], strict=True))
@@ -182,4 +194,6 @@ class DistillHooks(Hooks):
         options = self.options
         if options.loss == "mse":
             return require("torch", TORCH_EXTRA, "distillation").nn.functional.mse_loss(ours, theirs)
+        if options.loss == "cosine":
+            return cosine_loss(ours, theirs, options.axis)
         return soft_loss(ours, theirs, options.temperature, options.axis, probabilities=self.outputs[name])

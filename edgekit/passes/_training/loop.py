@@ -28,6 +28,7 @@ from edgekit.passes._training.hooks import Hooks
 from edgekit.passes._training.optimizers import clip, optimizer_of, set_learning_rate
 from edgekit.passes._training.options import Training
 from edgekit.passes._training.own_loop import run_own_loop
+from edgekit.passes._training.precision import computing, in_float32, laid_out
 from edgekit.passes._training.seeds import own_random_numbers, seed_epoch
 from edgekit.passes.base import PassContext
 
@@ -103,7 +104,8 @@ def train(
             before = examples.metric_of(program, able)
             run_own_loop(program.module, able, training, training.loop)
             return Outcome(0, 0, able.metric, before, examples.metric_of(program, able))
-        return _Run(program, able, training, context, hooks, name).finish()
+        with laid_out(program.module, training.precision):
+            return _Run(program, able, training, context, hooks, name).finish()
 
 
 class _Run:
@@ -219,7 +221,8 @@ class _Run:
 
     def _step(self, batch: Any, where: str) -> float:
         with blame_user(f"{self.name}: {where}"):
-            outputs = examples.named_outputs(self.program, batch[0])
+            with computing(self.training.precision):
+                outputs = in_float32(examples.named_outputs(self.program, batch[0]))
             loss = self.hooks.loss(self.task, outputs, batch)
             examples.check_loss(loss, self.task)
             value = float(loss.detach())

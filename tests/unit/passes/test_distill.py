@@ -15,7 +15,7 @@ from edgekit.core.schema import parse_yaml
 from edgekit.flow.checkpoint import load_checkpoint, save_checkpoint
 from edgekit.flow.recipe import parse_recipe
 from edgekit.frontends.base import SourceRequest, frontend_for
-from edgekit.passes._distill.losses import match, soft_loss
+from edgekit.passes._distill.losses import cosine_loss, match, soft_loss
 from edgekit.passes._training.options import Training
 from edgekit.passes.base import PassContext
 from edgekit.passes.distill import Distill, DistillOptions, FeaturePair
@@ -265,6 +265,40 @@ def test_other_outputs_are_compared_by_their_squared_difference(folder, teacher)
     assert np.mean((theirs - ours) ** 2) < 0.5 * theirs.var()
 
 
+def test_embeddings_are_compared_by_their_direction_alone(folder, teacher):
+    result = distilled(
+        folder / "w", teacher, student="student.py:build", alpha=1.0, loss="cosine", finetune=Training(8, 0.02)
+    )
+    batches = list(Corners().examples("validation"))
+    theirs, ours = (
+        torch.from_numpy(np.concatenate([m.program.run(b)["logits"] for b in batches])) for m in (teacher, result.model)
+    )
+    assert float(torch.cosine_similarity(theirs, ours).mean()) > 0.9
+    assert float(cosine_loss(5 * theirs, theirs, -1)) == pytest.approx(0, abs=1e-6)
+    assert float(cosine_loss(-theirs, theirs, -1)) == pytest.approx(2, abs=1e-6)
+
+
+def test_a_teacher_that_runs_along_computes_in_the_precision_of_training(folder, teacher):
+    class Anew(Corners):
+        def batches(self, split):
+            for inputs, labels in super().batches(split):
+                noise = np.random.normal(0, 0.01, inputs["image"].shape).astype(np.float32)  # noqa: NPY002
+                yield {"image": inputs["image"] + noise}, labels
+
+    seen = set()
+    handle = teacher.program.module[0].register_forward_hook(lambda _m, _i, output: seen.add(output.dtype))
+    training = Training(epochs=2, learning_rate=0.02, precision="bfloat16")
+    options = {"student": "student.py:conv", "alpha": 1.0, "features": (FeaturePair("0", "0"),), "finetune": training}
+    try:
+        result = distilled(folder / "w", teacher, task=Anew(), **options)
+    finally:
+        handle.remove()
+    assert any("it ran on them" in note for note in result.notes)
+    # What it said when it was asked once, and what it said while the student trained.
+    assert seen == {torch.float32, torch.bfloat16}
+    assert all(tensor.dtype != torch.bfloat16 for tensor in state_of(result.model).values())
+
+
 def test_width_is_handed_to_the_factory_and_a_checkpoint_builds_the_same_student(folder, teacher):
     (folder / "model.py").write_text(
         "import torch\nfrom tests.unit.passes.training_kit import cnn\n"
@@ -337,6 +371,7 @@ def test_width_is_handed_to_the_factory_and_a_checkpoint_builds_the_same_student
             "'logit' is no output of floats. Did you mean 'logits'",
         ),
         ({"student": "student.py:build", "axis": 2}, "no classes along the axis 2"),
+        ({"student": "student.py:build", "axis": 2, "loss": "cosine"}, "no vectors along the axis 2"),
     ],
 )
 def test_a_student_that_does_not_fit_is_named(folder, teacher, options, message):

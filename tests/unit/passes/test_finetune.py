@@ -18,6 +18,7 @@ from torch import nn
 from edgekit.core.errors import ConfigError, PassError
 from edgekit.core.schema import parse_yaml
 from edgekit.flow.recipe import parse_recipe
+from edgekit.passes._training.loop import train
 from edgekit.passes._training.options import Training
 from edgekit.passes.base import PassContext
 from edgekit.passes.finetune import Finetune
@@ -96,6 +97,50 @@ def test_an_interrupted_run_goes_on_after_the_last_whole_epoch_and_ends_with_the
     assert "went on after epoch 2 of an earlier run" in resumed.notes
     assert_same_bits(state_of(resumed.model), state_of(whole.model))
     assert resumed.model.digest == whole.model.digest
+
+
+class Watched(Corners):
+    """Remembers the type of what it was given to judge, and the strides of a weight meanwhile."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight, self.types, self.strides = weight, set(), set()
+
+    def loss(self, outputs, batch):
+        self.types.add(outputs["logits"].dtype)
+        self.strides.add(self.weight.stride())
+        return super().loss(outputs, batch)
+
+
+def test_bfloat16_trains_as_well_and_leaves_a_module_in_float32_that_lies_as_it_did(tmp_path):
+    model = model_of()
+    result = tuned(tmp_path, model=model, precision="bfloat16")
+    assert accuracy(result.model) > accuracy(model) + 0.3
+    before, after = (one.program.module.state_dict() for one in (model, result.model))
+    assert {name: (t.dtype, t.stride()) for name, t in after.items()} == {
+        name: (t.dtype, t.stride()) for name, t in before.items()
+    }
+    plain = tuned(tmp_path, precision="float32")
+    assert state_of(plain.model)["3.weight"].tobytes() != state_of(result.model)["3.weight"].tobytes()
+
+
+def test_in_bfloat16_the_loss_gets_float32_and_images_weights_lie_channels_last(tmp_path):
+    model = model_of()
+    task = Watched(model.program.module[3].weight)
+    train(model.program, task, Training(epochs=1, precision="bfloat16"), PassContext(tmp_path, progress=Heard()))
+    assert task.types == {torch.float32}
+    assert task.strides == {(54, 1, 18, 6)}
+    assert model.program.module[3].weight.is_contiguous()
+
+
+def test_an_interrupted_run_in_bfloat16_ends_with_the_same_bits(tmp_path):
+    whole = tuned(tmp_path / "whole", precision="bfloat16")
+    with pytest.raises(KeyboardInterrupt):
+        tuned(tmp_path / "killed", task=Interrupted(3), precision="bfloat16")
+    heard = Heard()
+    resumed = tuned(tmp_path / "killed", precision="bfloat16", progress=heard)
+    assert heard.notes == ["finetune goes on after epoch 2 of 4"]
+    assert_same_bits(state_of(resumed.model), state_of(whole.model))
 
 
 CHILD = """

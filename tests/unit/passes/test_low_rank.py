@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgekit.core.errors import ConfigError
 from edgekit.core.model import Model, TensorSpec
@@ -136,6 +136,26 @@ def test_attention_stays_whole(tmp_path: Path) -> None:
             return self.attention(x, x, x, need_weights=False)[0]
 
     assert not apply(model_of(Attends(), 1, 5, 32), tmp_path, ratio=0.1).modified
+
+
+class PadsItself(nn.Conv2d):
+    """As ports of TensorFlow's networks have it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        over = (self.kernel_size[0] - 1) // 2
+        return nn.functional.conv2d(nn.functional.pad(x, (over,) * 4), self.weight, self.bias, self.stride)
+
+
+class Standardizes(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.weight / self.weight.std(), self.bias)
+
+
+def test_a_convolution_of_a_class_of_its_own_is_taken_apart_only_where_it_does_no_more(tmp_path: Path) -> None:
+    layers = [PadsItself(16, 32, 1), PadsItself(32, 16, 3), Standardizes(16, 32, 1)]
+    model = model_of(nn.Sequential(*(of_rank(layer, 2) for layer in layers)), 1, 16, 8, 8)
+    result = apply(model, tmp_path, ratio=0.2)
+    assert set(result.structure["layers"]) == {"0"}
 
 
 def test_layers_are_chosen_by_path(tmp_path: Path) -> None:
