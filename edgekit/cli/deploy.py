@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> None:
         app,
         "deploy",
         example="edgekit deploy --target rpi4\nedgekit deploy --target linux-x86 --html report.html\n"
+        "edgekit deploy --target rpi4 --all --canary 1\n"
         "edgekit deploy build/digits/rpi4-litert-float32 --device my-pi",
     )
     def deploy(
@@ -36,6 +37,12 @@ def register(app: typer.Typer) -> None:
         target: options.Targets = None,
         device: options.DeviceName = None,
         every: Annotated[bool, typer.Option("--all", help="All units of the target.")] = False,
+        canary: Annotated[
+            int,
+            typer.Option(
+                "--canary", min=0, help="With --all: so many units first; where one fails, no other is touched."
+            ),
+        ] = 0,
         backend: options.BackendName = None,
         recipe: options.Recipe = None,
         name: options.Name = None,
@@ -56,11 +63,14 @@ def register(app: typer.Typer) -> None:
         no_cache: options.NoCache = False,
     ) -> None:
         """Compile if stale, push, health check, switch, measure, report."""
+        from edgekit.core.errors import ConfigError
         from edgekit.flow import ladder
         from edgekit.flow.deploy import deploy_made, devices_for
         from edgekit.flow.fallback import require_delegated
         from edgekit.flow.measure import new_run
 
+        if canary and not every:
+            raise ConfigError("--canary says how many of several units go first.", "edgekit deploy --all --canary 1")
         settings = options.settings_of(threads, processes, min_runs, min_seconds)
         plans: list[tuple[Made, list[Device]]] = []
         loose = artifact_at(source)
@@ -93,7 +103,15 @@ def register(app: typer.Typer) -> None:
         with options.store_of(root) as store:
             for made, units in plans:
                 results += deploy_made(
-                    made, units, settings, store, screen, run=run, command=command_line(), tags=tuple(tag or ())
+                    made,
+                    units,
+                    settings,
+                    store,
+                    screen,
+                    run=run,
+                    command=command_line(),
+                    tags=tuple(tag or ()),
+                    canary=canary,
                 )
         show_results(screen, results, html, ladders.of([made for made, _ in plans]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from edgekit.core.device import LOCAL, Device, choose_devices
 from edgekit.core.errors import ConfigError, EdgekitError, MissingExtraError, UnsupportedModelError
@@ -133,15 +134,39 @@ def deploy_made(
     run: str | None = None,
     command: str = "",
     tags: tuple[str, ...] = (),
+    canary: int = 0,
 ) -> list[Result]:
     """Deploy what `ladder.make` gave.
 
     Where a ladder was climbed its finalists are measured on each device first, and the faster one is deployed there; of
     equally fast ones the smaller.
 
+    Args:
+        made: What goes there.
+        devices: The units, in the order in which they have their turn.
+        settings: How they are measured.
+        store: Gets each result.
+        progress: Told what is done.
+        run: What all results of one command share.
+        command: The command, as typed.
+        tags: Words kept with the results.
+        canary: How many units go first: where one of them fails, the others are not touched.
+
     Raises:
         EdgekitError: The first error of a device.
     """
+    if 0 < canary < len(devices):
+        first, rest = devices[:canary], devices[canary:]
+        more: dict[str, Any] = {"run": run or new_run(), "command": command, "tags": tags}
+        try:
+            results = deploy_made(made, first, settings, store, progress, **more)
+        except EdgekitError as error:
+            names = ", ".join(device.name for device in rest)
+            raise type(error)(
+                f"{error.message} It was to go first: {names} are left as they were.", error.hint
+            ) from error
+        progress.note(f"{', '.join(device.name for device in first)} took it: on to the {len(rest)} others")
+        return results + deploy_made(made, rest, settings, store, progress, **more)
     ladder = made.ladder
     if ladder is None:
         return deploy(made.built, devices, settings, store, progress, run=run, command=command, tags=tags)
