@@ -55,3 +55,16 @@ class FashionMnist(Mnist):
     """Top-1 accuracy on Fashion-MNIST."""
 
     dataset = "fashion"
+
+
+class MirroredFashionMnist(FashionMnist):
+    """Fashion-MNIST; what is trained on has each image twice, the second time with left and right exchanged.
+
+    A student that learns from a teacher's answers needs no labels for new images, and clothes have no left and right.
+    """
+
+    def batches(self, split: Split) -> Iterator[tuple[Batch, Any]]:
+        """Each batch of `FashionMnist`, and its mirror image after it."""
+        for batch, labels in super().batches(split):
+            yield batch, labels
+            yield {"image": np.ascontiguousarray(batch["image"][..., ::-1])}, labels

@@ -180,3 +180,45 @@ def test_the_network_has_the_declared_interface_and_names_the_photos(photos):
         for crop, name in zip(crops[:3, None], names[:3], strict=True):
             best = np.argsort(-model.program.run({"image": crop})["logits"][0])[:5]
             assert set(best) & set(photos.PHOTOS[split][name].classes), name
+
+
+@pytest.fixture
+def recover(photos) -> Any:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    return load_module(FOLDER / "recover.py")
+
+
+def test_what_a_smaller_network_learns_from_is_judged_by_nobody(photos, recover):
+    learnt = {file for photo in recover.Recovered().photos().values() for file in photo.files}
+    judged = {file for split in LABELLED for photo in photos.PHOTOS[split].values() for file in photo.files}
+
+    assert len(learnt) == len(photos.PHOTOS["calibration"]) + len(recover.MORE)
+    assert not learnt & judged
+
+
+def test_the_distorted_crops_are_the_same_in_each_epoch_and_each_run(recover, monkeypatch):
+    monkeypatch.setattr(recover, "CROPS", 32)
+    task, other = recover.Recovered(), recover.Recovered()
+    other.set_epoch(2)
+    first, second = ([batch["image"] for batch, _ in one.batches("train")] for one in (task, other))
+
+    assert [batch.shape for batch in first] == [(16, 3, 224, 224)] * 2
+    assert {row.tobytes() for batch in first for row in batch} == {row.tobytes() for batch in second for row in batch}
+    assert not np.array_equal(first[0], second[0])
+
+
+def test_agreement_is_with_the_whole_network(photos, recover, monkeypatch):
+    whole = answers(photos, "validation", 0)
+    monkeypatch.setattr(recover, "_whole", lambda split: np.concatenate([batch["logits"] for batch in whole]))
+    task = recover.Recovered()
+
+    assert task.score(whole, "validation") == pytest.approx({"agreement": 1, "cosine": 1, "top1": 1, "top5": 1})
+    assert task.score(answers(photos, "validation", 4), "validation")["agreement"] < 1
+
+
+def test_the_pruned_recipes_differ_in_nothing_but_int8(photos):
+    plain, int8 = (load_recipe(FOLDER / f"recipe-pruned{end}.yaml") for end in ("", "-int8"))
+
+    assert [step.options for step in plain.passes] == [step.options for step in int8.passes]
+    assert plain.lowering.quantize is None
+    assert int8.lowering.quantize is not None

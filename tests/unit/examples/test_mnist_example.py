@@ -255,18 +255,67 @@ class TestTask:
 
         assert sorted(seen) == wanted
 
+    def test_mirrored_training_batches_hold_each_image_and_its_mirror_image(self, small, data):
+        images, labels = data.load("fashion", "train")
+        task = load_name(FOLDER / "task.py", "MirroredFashionMnist")()
+
+        seen = [
+            (i.tobytes(), int(c))
+            for batch, cs in task.batches("train")
+            for i, c in zip(batch["image"], cs, strict=True)
+        ]
+
+        both = [(one.tobytes(), int(c)) for i, c in zip(images, labels, strict=True) for one in (i, i[..., ::-1])]
+        assert sorted(seen) == sorted(both)
+
 
 class TestNetworks:
     @pytest.fixture
     def networks(self, data) -> Any:
         return load_module(FOLDER / "networks.py")
 
-    @pytest.mark.parametrize("name", ["cnn", "mlp", "vit"])
+    @pytest.mark.parametrize("name", ["cnn", "mlp", "vit", "resnet"])
     def test_a_network_gives_ten_logits_an_image(self, networks, name):
         module = networks.NETWORKS[name]().eval()
 
         assert module(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
-        assert 400_000 < sum(p.numel() for p in module.parameters()) < 540_000
+        least, most = (270_000, 273_000) if name == "resnet" else (400_000, 540_000)
+        assert least < sum(p.numel() for p in module.parameters()) < most
+
+    def test_a_shallow_resnet_begins_as_the_first_blocks_of_each_stage(self, networks):
+        from safetensors.torch import save_file
+
+        torch.manual_seed(5)
+        whole = networks.ResNet().eval()
+        path = networks.weights_file("fashion", "resnet")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(whole.state_dict(), path)
+
+        student = networks.fashion_resnet_shallow(depth=2.0).eval()
+
+        for number in (2, 5, 8):
+            whole.blocks[number] = torch.nn.Identity()
+        image = torch.rand(3, 1, 28, 28)
+        assert len(student.blocks) == 6
+        assert torch.equal(student(image), whole(image))
+
+    def test_another_training_has_weights_and_a_factory_of_its_own_and_the_command_names_its_seed(self, networks):
+        from safetensors.torch import save_file
+
+        assert networks.weights_file("mnist", "mlp", 2) != networks.weights_file("mnist", "mlp")
+        with pytest.raises(ConfigError, match="has no weights yet") as caught:
+            networks.mnist_mlp_2()
+        assert caught.value.hint.endswith("--dataset mnist --network mlp --seed 2")
+
+        path = networks.weights_file("fashion", "resnet", 2)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(networks.ResNet().state_dict(), path)
+        assert len(load_name(FOLDER / "networks.py", "fashion_resnet_shallow_2")(depth=1.0).blocks) == 3
+
+    @pytest.mark.parametrize("name", ["mnist_resnet_0", "mnist_mlp_x", "fashion_resnet_shallow_"])
+    def test_no_factory_is_made_up_for_a_network_that_is_not_trained(self, networks, name):
+        with pytest.raises(AttributeError, match=name):
+            getattr(networks, name)
 
     def test_missing_weights_name_the_command_that_makes_them(self, networks):
         with pytest.raises(ConfigError, match="has no weights yet") as caught:
@@ -302,8 +351,34 @@ class TestNetworks:
         assert project.inputs[0].range == (-1.0, 1.0)
 
 
+class TestTraining:
+    @pytest.fixture
+    def train(self, small) -> Any:
+        return load_module(FOLDER / "train.py")
+
+    def test_half_of_the_images_are_mirrored_and_nothing_else_is_done_to_them(self, train):
+        images = torch.rand(64, 1, 28, 28)
+
+        found = train.mirrored(images, torch.Generator().manual_seed(1))
+
+        turned = [torch.equal(new, old.flip(2)) for new, old in zip(found, images, strict=True)]
+        kept = [torch.equal(new, old) for new, old in zip(found, images, strict=True)]
+        assert all(one != other for one, other in zip(turned, kept, strict=True))
+        assert 16 < sum(turned) < 48
+
+    def test_the_resnet_trains_by_its_schedule_and_another_seed_gives_other_weights(self, train):
+        first, again, other = (
+            train.train("fashion", "resnet", 1, seed, say=lambda _: None).state_dict() for seed in (0, 0, 1)
+        )
+
+        assert all(torch.equal(first[name], again[name]) for name in first)
+        assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
+
+
 @pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("recipe*.yaml")))
 def test_the_recipes_can_be_read(file):
     recipe = load_recipe(FOLDER / file)
 
-    assert (recipe.budget is None) == (file == "recipe-float.yaml")
+    # What pruning costs is learned back only by the pass after it: a budget would stop between them.
+    mended = any(step.name == "prune_channels" for step in recipe.passes)
+    assert (recipe.budget is None) == (file == "recipe-float.yaml" or mended)
