@@ -116,7 +116,8 @@ def compress(source: ModelState, recipe: Recipe, tools: Tools) -> Compressed:
         planned = _Step(step, _step_key(key, step, tools.data, recipe.seed), recipe.seed)
         made = _kept(state, source, planned, tools) or _run_and_keep(state, planned, tools)
         record = made.info.history[-1]
-        broken = _broken(budget, before, dict(record.metrics_after), f"the pass '{step.name}'", tools)
+        judged = budget if _is_judged(budget, step is recipe.passes[-1]) else None
+        broken = _broken(judged, before, dict(record.metrics_after), f"the pass '{step.name}'", tools)
         if broken is None:
             stages.append(Stage(step.name, made, record))
             state, key = made, planned.key
@@ -127,6 +128,10 @@ def compress(source: ModelState, recipe: Recipe, tools: Tools) -> Compressed:
         else:
             raise broken
     return Compressed(state, tuple(stages))
+
+
+def _is_judged(budget: Budget | None, last: bool) -> bool:
+    return budget is not None and (last or budget.judged == "after_each_pass")
 
 
 def _with_record(state: ModelState, record: PassRecord) -> ModelState:

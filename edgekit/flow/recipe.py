@@ -25,11 +25,13 @@ class Budget:
         max_drop: Absolute, in the metric's own unit (`0.01`), or relative to the value before (`rel:1%`).
         metric: The metric; the task's own where none is given.
         on_break: What becomes of a pass that loses more: the run stops, or it goes on with the model before the pass.
+        judged: After each pass, or after the last: a pass that prunes loses what a later one trains back.
     """
 
     max_drop: float | str
     metric: str | None = None
     on_break: Literal["stop", "roll_back"] = "stop"
+    judged: Literal["after_each_pass", "at_the_end"] = "after_each_pass"
 
     def allowed_drop(self, before: float) -> float:
         """The largest loss allowed where the metric was `before`."""
@@ -103,6 +105,11 @@ def parse_recipe(document: Document) -> Recipe:
         raise ConfigError(
             f"{document.where('budget', 'max_drop')}: `max_drop` cannot be '{raw.budget.max_drop}'.",
             "Write 0.01 for an absolute drop in the metric's own unit, or 'rel:1%' for a relative one.",
+        )
+    if raw.budget is not None and raw.budget.judged == "at_the_end" and raw.budget.on_break == "roll_back":
+        raise ConfigError(
+            f"{document.where('budget', 'on_break')}: a budget that is judged at the end cannot roll a pass back.",
+            "judged: after_each_pass, or on_break: stop.",
         )
     if raw.verify.min_cosine is not None and not -1 <= raw.verify.min_cosine <= 1:
         raise ConfigError(f"{document.where('verify', 'min_cosine')}: a cosine is between -1 and 1.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,10 @@ def test_every_row_has_a_recipe_and_the_project_can_be_read(table) -> None:
     assert load_project(FOLDER).recipe is not None
 
 
-def test_both_students_are_trained_alike() -> None:
+def test_both_students_are_trained_alike_but_for_the_learning_rate() -> None:
     (alone,), (taught,) = (load_recipe(FOLDER / "recipes" / f"{name}.yaml").passes for name in ("alone", "distill"))
-    assert alone.options == taught.options.finetune
+    rate = alone.options.learning_rate
+    assert alone.options == replace(taught.options.finetune, learning_rate=rate)
 
 
 def test_the_table_says_whether_distillation_pays(table) -> None:

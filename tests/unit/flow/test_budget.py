@@ -38,13 +38,27 @@ class Spoil(fold_batch_norm.FoldBatchNorm):
         """The budget has to see it."""
 
 
+class Mend(Spoil):
+    """Gives the last layer other weights."""
+
+    name = "mend"
+
+    def apply(self, model, task, context):
+        module = copy.deepcopy(model.program.module)
+        module[4].weight.data.fill_(5.0)
+        program = model.program.with_module(module)
+        return PassResult(replace(model, program=program, digest=program.digest()), True)
+
+
 @pytest.fixture(autouse=True)
 def spoiling(monkeypatch):
-    monkeypatch.setattr(registry, "_loaded", {"fold_batch_norm": fold_batch_norm.FoldBatchNorm, "spoil": Spoil})
+    kinds = {"fold_batch_norm": fold_batch_norm.FoldBatchNorm, "spoil": Spoil, "mend": Mend}
+    monkeypatch.setattr(registry, "_loaded", kinds)
 
 
-def recipe(passes="[{spoil: {}}, {fold_batch_norm: {}}]", on_break="roll_back", drop="rel:10%"):
-    text = f"passes: {passes}\nbudget: {{max_drop: {drop}, metric: spread, on_break: {on_break}}}\n"
+def recipe(passes="[{spoil: {}}, {fold_batch_norm: {}}]", on_break="roll_back", drop="rel:10%", judged=""):
+    more = f", judged: {judged}" if judged else ""
+    text = f"passes: {passes}\nbudget: {{max_drop: {drop}, metric: spread, on_break: {on_break}{more}}}\n"
     return parse_recipe(parse_yaml(f"schema_version: 1\n{text}", "recipe.yaml"))
 
 
@@ -53,6 +67,18 @@ def test_a_run_stops_unless_the_budget_says_otherwise(tasked):
         kit.builder_in(tasked).compressed(recipe(on_break="stop"))
     with pytest.raises(ConfigError, match="on_break.*'rollback'"):
         recipe(on_break="rollback")
+
+
+def test_what_a_pass_loses_may_be_mended_by_a_later_one_where_the_budget_is_judged_at_the_end(tasked):
+    chain = "[{spoil: {}}, {mend: {}}]"
+    with pytest.raises(BudgetError, match="the pass 'spoil'"):
+        kit.builder_in(tasked).compressed(recipe(chain, "stop"))
+    made = kit.builder_in(tasked).compressed(recipe(chain, "stop", judged="at_the_end"))
+    assert [record.kept for record in made.info.history] == [True, True]
+    with pytest.raises(BudgetError, match="the pass 'fold_batch_norm'"):
+        kit.builder_in(tasked).compressed(recipe(on_break="stop", judged="at_the_end"))
+    with pytest.raises(ConfigError, match="cannot roll a pass back"):
+        recipe(judged="at_the_end")
 
 
 def test_a_run_goes_on_with_the_model_before_a_pass_that_is_rolled_back(tasked, heard):
