@@ -19,6 +19,8 @@ import numpy as np
 from benchmarks._quantization import crops
 from edgekit.core.user_code import load_module
 
+# First: this folder has a photos.py, too.
+sys.path.insert(0, str(crops.EXAMPLE))
 recover = load_module(crops.EXAMPLE / "recover.py")
 
 HELD_OUT: Mapping[str, tuple[str, ...]] = {"A": ("china", "coins"), "B": ("coffee", "clock")}

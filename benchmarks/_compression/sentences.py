@@ -219,7 +219,7 @@ def _note(values: list[float]) -> str:
 
 def _smaller(cells: Mapping[str, Found], backend: str) -> float | None:
     whole = cells.get(f"minilm/{backend}/-/{WHOLE}", {}).get("bytes")
-    sizes = _over_seeds(cells, backend, lambda cell: float(cell["bytes"]))
+    sizes = _over_seeds(cells, backend, lambda cell: float(cell.get("bytes", 0)))
     return whole / statistics.fmean(sizes) if whole and sizes else None
 
 

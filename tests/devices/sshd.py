@@ -241,6 +241,9 @@ class Sshd:
             "UseDNS no",
             f"Subsystem sftp {sftp}",
             f"ForceCommand {self.folder / 'login.sh'}",
+            # Before the wrapper's own: the login's shell reads .bashrc of its home, and what stands there (pyenv takes a
+            # lock) would be killed in the middle by the tests that kill everything.
+            f'SetEnv "HOME={self.home}"',
         ]
         path = self.folder / "sshd_config"
         path.write_text("\n".join(lines) + "\n")
