@@ -44,7 +44,7 @@ class Releases:
         folder = self.folder / f"artifact{self.count}"
         folder.mkdir()
         main, bindings = tflite_model(folder, batch=2)
-        (folder / "padding.bin").write_bytes(random.Random(self.count).randbytes(self.padding))
+        (folder / "padding.bin").write_bytes(random.Random(f"{self.folder.name} {self.count}").randbytes(self.padding))
         manifest = Manifest(
             schema_version=1,
             name=NAME,

@@ -65,8 +65,7 @@ def judged(root, job, before, worked):
 @pytest.mark.timeout(900)
 def test_a_connection_that_is_cut_after_any_number_of_bytes_of_an_update(sshd, releases):
     root = sshd.home / ".edgekit"
-    device = with_this_python(sshd.device())
-    visit(releases.job(), device)
+    visit(releases.job(), with_this_python(sshd.device()))
     with CuttingProxy(sshd.port) as cable:
         visit(releases.job(TIMED), with_this_python(sshd.device(port=cable.port)))
         total = cable.transferred
@@ -80,13 +79,14 @@ def test_a_connection_that_is_cut_after_any_number_of_bytes_of_an_update(sshd, r
     # The last points may lie behind the end: a deploy's length differs by some bytes each time.
     assert cut >= 0.95 * CUTS_OF_AN_UPDATE
     job = releases.job(TIMED)
-    assert visit(job, device).released is True
+    assert visit(job, with_this_python(sshd.device())).released is True
     assert judged(root, job, in_force, True) == job.artifact.digest
 
 
 @pytest.mark.timeout(900)
 def test_a_connection_that_is_cut_after_any_number_of_bytes_of_a_first_deploy(make_sshd, releases):
-    with make_sshd() as first, CuttingProxy(first.port) as cable:
+    first = make_sshd()
+    with CuttingProxy(first.port) as cable:
         visit(releases.job(), with_this_python(first.device(port=cable.port)))
         total = cable.transferred
     sshd = make_sshd()
@@ -178,18 +178,15 @@ def test_the_hosts_process_is_killed_at_each_call(sshd, releases, when):
     assert visit(job, device).released is True
 
 
-def agents(sshd):
-    """The agent's processes on the device, its workers among them."""
+def processes(sshd):
+    """What runs on this device and no other: the agent and its workers start in its home."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*/cwd"):
         try:
-            words = path.read_bytes().split(b"\0")
+            if path.readlink().is_relative_to(sshd.home):
+                found.append(int(path.parent.name))
         except OSError:
             continue
-        if any(word.startswith(str(sshd.home).encode()) and word.endswith(b".py") for word in words) or any(
-            b".edgekit/agent/" in word for word in words
-        ):
-            found.append(int(path.parent.name))
     return found
 
 
@@ -209,7 +206,7 @@ def test_everything_on_the_device_is_killed_in_the_middle_as_by_a_reboot(sshd, r
         thread.start()
         time.sleep(seconds * number / KILLS_ON_THE_DEVICE)
         sshd.kill_connections()
-        for pid in agents(sshd):
+        for pid in processes(sshd):
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
