@@ -25,6 +25,10 @@ HERE = Path(__file__).resolve().parent
 SEEDS = (0, 1, 2)
 TARGETS = {"litert": "linux-x86", "openvino": "intel-cpu", "onnxruntime": "linux-x86", "coreml": "iphone15"}
 REFERENCE_EVALUATED = ("coreml",)
+HEAD = """# Before and after
+
+Written by `python table.py`: means and sample standard deviations over three seeds, all 10,000 test images.
+"""
 Found = dict[str, Any]
 
 
@@ -182,7 +186,7 @@ def main() -> int:
             found[row.name] = made(row, build / row.name)
             kept.write_text(json.dumps(found, indent=1))
             print(f"{row.name}: top1 {found[row.name]['top1']:.4f}, {found[row.name]['bytes']:,} bytes", flush=True)
-    (HERE / "RESULTS.md").write_text(table(found))
+    (HERE / "RESULTS.md").write_text(f"{HEAD}\n{table(found)}")
     print(table(found))
     return 0
 
