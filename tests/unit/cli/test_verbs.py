@@ -29,6 +29,8 @@ VERBS = [
     ("deploy",),
     ("bench",),
     ("report",),
+    ("keys", "make"),
+    ("keys", "show"),
     ("cache", "show"),
     ("cache", "clear"),
 ]
