@@ -71,7 +71,7 @@ def main() -> int:
         return 0
     work = ROOT / "build" / ("bench-compression-quick" if options.quick else "bench-compression")
     file = work / "cells.json" if options.quick else RESULTS / "compression-cells.json"
-    shop = Workshop(work, file, options.quick, options.jobs, PACKAGE)
+    shop = Workshop(work, file, options.quick, options.jobs)
     shop.run(cells, options.only, options.again)
     text = table(modules, shop.cells)
     if options.quick:

@@ -94,14 +94,12 @@ class Workshop:
         cells_file: The file of what was found.
         quick: Whether a few examples are enough: shows that everything works, and no numbers.
         jobs: How many cells are made at a time, each on a processor of its own.
-        package: The package in benchmarks/ whose modules run in child processes.
     """
 
     folder: Path
     cells_file: Path
     quick: bool = False
     jobs: int = 2
-    package: str = "_quantization"
     cells: dict[str, Found] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _subjects: dict[str, threading.Lock] = field(default_factory=dict)
@@ -189,8 +187,8 @@ class Workshop:
             )
 
     def python(self, module: str, *arguments: str) -> Ended:
-        """Run one of the benchmark's own modules as a program."""
-        return self.child([sys.executable, "-m", f"benchmarks.{self.package}.{module}", *arguments])
+        """Run one of our modules, by its name inside `benchmarks`, as a program."""
+        return self.child([sys.executable, "-m", f"benchmarks.{module}", *arguments])
 
     def asked(self, module: str, verb: tuple[str, ...], request: Mapping[str, Any]) -> Ended:
         """Run one of our modules with a request as a JSON file."""
@@ -206,8 +204,13 @@ class Workshop:
         processor = getattr(self._local, "processor", None)
         return [taskset, "-c", str(processor)] if taskset and processor is not None else []
 
-    def prepared(self, subject: str) -> Path:
+    def prepared(self, subject: str, module: str, word: str) -> Path:
         """The folder of a network with its data and its float answers; made when first asked for.
+
+        Args:
+            subject: What the folder is called.
+            module: The module that makes it: called with `word`, the folder, and a number of examples where few do.
+            word: Its first argument.
 
         Raises:
             CellError: It cannot be made.
@@ -218,9 +221,8 @@ class Workshop:
         with lock:
             if not folder.is_dir():
                 with staged_directory(folder) as staging:
-                    ended = self.python(
-                        "subjects", subject, str(staging), *([str(QUICK_EXAMPLES)] if self.quick else [])
-                    )
+                    limit = [str(QUICK_EXAMPLES)] if self.quick else []
+                    ended = self.python(module, word, str(staging), *limit)
                     if ended.code != 0:
                         raise CellError(f"preparing {subject}: {ended.last_words()}")
         return folder

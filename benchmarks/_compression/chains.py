@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._compression.artifacts import asked, compiled, keep, speeds
 from benchmarks._compression.goals import GOALS, SEEDS, WANTED_RESNET_LITERT
+from benchmarks.artifacts import compiled, keep, speeds
 from benchmarks.common import ROOT, Results
 from benchmarks.workshop import ALONE, QUICK_EXAMPLES, Cell, CellError, Found, Workshop
 from edgekit.core.artifact import load_artifact
@@ -115,7 +115,7 @@ def _judged(shop: Workshop, key: str, dataset: str) -> Found:
     images, labels = _tested(shop, dataset)
     out = shop.folder / "artifacts" / key.replace("/", "--") / "outputs.npy"
     request = {"model": shop.model(key), "inputs": {"image": str(images)}, "out": str(out)}
-    asked(shop, "outputs", request).document()
+    shop.asked("runtime", ("outputs",), request).document()
     answers = np.load(out)
     if answers.shape != (len(labels), 10) or not np.isfinite(answers).all():
         raise CellError(f"answers of the shape {answers.shape}, finite: {np.isfinite(answers).all()}")

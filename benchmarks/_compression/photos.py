@@ -7,19 +7,16 @@ quantization benchmark, whose rows of int8 and of NNCF's accuracy control on the
 from __future__ import annotations
 
 import json
-import sys
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks._compression.artifacts import asked, compiled, keep, speeds
 from benchmarks._quantization import crops
+from benchmarks.artifacts import compiled, keep, said, speeds
 from benchmarks.common import RESULTS, ROOT, Results
-from benchmarks.workshop import ALONE, QUICK_EXAMPLES, Cell, CellError, Found, Workshop
-from edgekit.core.files import staged_directory
+from benchmarks.workshop import ALONE, Cell, Found, Workshop
 
 HERE = Path(__file__).resolve().parent
 EXAMPLE = ROOT / "examples" / "efficientnet_lite0"
@@ -36,7 +33,6 @@ WORDS = {
     "static_wi8_ai8/nncf-accuracy-control": "NNCF's accuracy control",
 }
 _QUICK_CROPS = "32"
-_preparing = threading.Lock()
 
 
 def cells() -> list[Cell]:
@@ -56,14 +52,8 @@ def _limits(shop: Workshop) -> dict[str, str]:
 
 
 def _passes(shop: Workshop, cell: Cell) -> Found:
-    argv = [*_argv("compress", RECIPES["pruned"]), "--out", str(shop.artifacts(cell.key)), "--json"]
-    ended = shop.child([sys.executable, "-m", "edgekit", *argv], cwd=EXAMPLE, env=_limits(shop))
-    try:
-        document = json.loads(ended.stdout)
-    except ValueError as error:
-        raise CellError(ended.last_words()) from error
-    if "error" in document:
-        raise CellError(document["error"]["message"])
+    argv = [*_argv("compress", RECIPES["pruned"]), "--out", str(shop.artifacts(cell.key))]
+    document, ended = said(shop, argv, EXAMPLE, _limits(shop))
     steps = [
         {
             "pass": step["name"],
@@ -96,22 +86,14 @@ def _made(shop: Workshop, cell: Cell) -> Found:
     keep(folder, Path(artifact["path"]))
     out = folder / "outputs.npy"
     request = {"model": shop.model(cell.key), "inputs": {"image": str(prepared / "image.npy")}, "out": str(out)}
-    asked(shop, "outputs", request).document()
+    shop.asked("runtime", ("outputs",), request).document()
     names = json.loads((prepared / "names.json").read_text())
     closeness = crops.closeness(np.load(prepared / "reference.npy"), np.load(out), names)
     return {"bytes": artifact["artifact_bytes"], "changed": artifact["changed"], "photos": closeness}
 
 
 def _prepared(shop: Workshop) -> Path:
-    folder = shop.folder / "subjects" / SUBJECT
-    with _preparing:
-        if not folder.is_dir():
-            with staged_directory(folder) as staging:
-                limit = [str(QUICK_EXAMPLES)] if shop.quick else []
-                ended = shop.python("halves", HALF, str(staging), *limit)
-                if ended.code != 0:
-                    raise CellError(f"preparing {SUBJECT}: {ended.last_words()}")
-    return folder
+    return shop.prepared(SUBJECT, "_compression.halves", HALF)
 
 
 def _speed(shop: Workshop, cell: Cell) -> Found:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._compression.artifacts import keep, speeds
 from benchmarks._compression.goals import GOALS, SEEDS
+from benchmarks.artifacts import keep, speeds
 from benchmarks.common import ROOT, Results
 from benchmarks.workshop import ALONE, Cell, CellError, Found, Workshop
 from edgekit.core.user_code import load_module

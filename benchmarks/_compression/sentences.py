@@ -11,18 +11,16 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks._compression.artifacts import asked, compiled, keep, speeds
 from benchmarks._compression.goals import SEEDS, SENTENCES, STUDENT_COSINE, STUDENT_FASTER
+from benchmarks.artifacts import compiled, keep, said, speeds
 from benchmarks.common import ROOT, Results
-from benchmarks.workshop import ALONE, QUICK_EXAMPLES, Cell, CellError, Found, Workshop
-from edgekit.core.files import staged_directory
+from benchmarks.workshop import ALONE, Cell, CellError, Found, Workshop
 from edgekit.core.user_code import load_module
 
 EXAMPLE = ROOT / "examples" / "minilm_distill"
@@ -31,7 +29,6 @@ NAMES = {"litert": "LiteRT", "onnxruntime": "ONNX Runtime", "openvino": "OpenVIN
 WHOLE, STUDENT = "whole", "distilled"
 UNTRAINED = "minilm/torch/-/untrained"
 PARTS = ("cosine", "spearman", "nearest")
-_preparing = threading.Lock()
 
 
 def cells() -> list[Cell]:
@@ -58,14 +55,8 @@ def _untrained(shop: Workshop, cell: Cell) -> Found:
 
 def _passes(shop: Workshop, cell: Cell) -> Found:
     folder = shop.artifacts(cell.key) / "checkpoint"
-    argv = [sys.executable, "-m", "edgekit", "compress", *_recipe(cell), "--out", str(folder), "--json"]
-    ended = shop.child(argv, cwd=EXAMPLE)
-    try:
-        document = json.loads(ended.stdout)
-    except ValueError as error:
-        raise CellError(ended.last_words()) from error
-    if "error" in document:
-        raise CellError(document["error"]["message"])
+    argv = ["compress", *_recipe(cell), "--out", str(folder)]
+    document, ended = said(shop, argv, EXAMPLE)
     (step,) = document["history"]
     return {
         "parameters": [step["parameters_before"], step["parameters_after"]],
@@ -79,7 +70,7 @@ def _passes(shop: Workshop, cell: Cell) -> Found:
 def _in_torch(shop: Workshop, cell: Cell, checkpoint: str) -> Found:
     prepared, out = _prepared(shop), shop.folder / "artifacts" / f"{cell.key.replace('/', '--')}.npy"
     out.parent.mkdir(parents=True, exist_ok=True)
-    ended = shop.python("sentences", "answers", checkpoint, str(prepared / "input_ids.npy"), str(out))
+    ended = shop.python("_compression.sentences", "answers", checkpoint, str(prepared / "input_ids.npy"), str(out))
     if ended.code != 0:
         raise CellError(ended.last_words())
     return {"likeness": _judged(prepared, np.load(out))}
@@ -93,7 +84,7 @@ def _made(shop: Workshop, cell: Cell) -> Found:
     keep(folder, Path(artifact["path"]))
     out = folder / "outputs.npy"
     request = {"model": shop.model(cell.key), "inputs": _inputs(prepared), "out": str(out)}
-    asked(shop, "outputs", request).document()
+    shop.asked("runtime", ("outputs",), request).document()
     return {"bytes": artifact["artifact_bytes"], "likeness": _judged(prepared, np.load(out))}
 
 
@@ -109,15 +100,7 @@ def _inputs(prepared: Path) -> dict[str, str]:
 
 
 def _prepared(shop: Workshop) -> Path:
-    folder = shop.folder / "subjects" / "minilm"
-    with _preparing:
-        if not folder.is_dir():
-            with staged_directory(folder) as staging:
-                limit = [str(QUICK_EXAMPLES)] if shop.quick else []
-                ended = shop.python("sentences", "prepare", str(staging), *limit)
-                if ended.code != 0:
-                    raise CellError(f"preparing minilm: {ended.last_words()}")
-    return folder
+    return shop.prepared("minilm", "_compression.sentences", "prepare")
 
 
 def _judged(prepared: Path, found: np.ndarray) -> dict[str, dict[str, float]]:

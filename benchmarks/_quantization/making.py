@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from benchmarks._quantization import crops
 from benchmarks._quantization.defaults import OUT
 from benchmarks._quantization.subjects import HERE, ROOT, SUBJECTS, Subject
+from benchmarks.artifacts import answered, keep
 from benchmarks.workshop import QUICK_EXAMPLES, Cell, CellError, Found, Workshop
 from edgekit.core.files import write_atomic
 
@@ -55,21 +55,22 @@ def recipe_file(shop: Workshop, name: str) -> Path:
 def edgekit(shop: Workshop, cell: Cell) -> Found:
     """`edgekit compile` with its verification; where that says no, the answer is kept, and so is the artifact."""
     subject, backend, recipe, _ = parts(cell.key)
-    prepared, folder = shop.prepared(subject), shop.artifacts(cell.key)
+    prepared, folder = shop.prepared(subject, "_quantization.subjects", subject), shop.artifacts(cell.key)
     own = f"{recipe}_mlp" if recipe in TRAINED and subject.endswith("_mlp") else recipe
-    argv = [sys.executable, "-m", "edgekit", "compile", str(ROOT / SUBJECTS[subject].source)]
+    argv = ["compile", str(ROOT / SUBJECTS[subject].source)]
     argv += ["--task", str(HERE / SUBJECTS[subject].task), "--target", TARGETS[backend], "--backend", backend]
-    argv += ["--recipe", str(recipe_file(shop, own)), "--name", subject, "--out", str(folder), "--json"]
-    document, refused = _compiled(shop, argv, folder), None
+    argv += ["--recipe", str(recipe_file(shop, own)), "--name", subject, "--out", str(folder)]
+    env = {"EDGEKIT_BENCH_TRAIN": "1000"} if shop.quick else {}
+    document, refused = answered(shop, argv, folder, env)[0], None
     if document.get("error", {}).get("type") == "VerificationError":
         refused = document["error"]["message"]
-        document = _compiled(shop, [*argv, "--no-verify"], folder)
+        document = answered(shop, [*argv, "--no-verify"], folder, env)[0]
     if "error" in document:
         raise CellError(document["error"]["message"])
     artifact = document["artifacts"][0]
     path = Path(artifact["path"])
     build = json.loads((path / "build.json").read_text())
-    _write_run(folder, _run_of(path))
+    keep(folder, path)
     found = {
         "bytes": artifact["artifact_bytes"],
         "seconds": build["seconds"],
@@ -93,39 +94,10 @@ def edgekit_trained_if_needed(shop: Workshop, cell: Cell) -> Found:
     return edgekit(shop, cell)
 
 
-def _compiled(shop: Workshop, argv: Sequence[str], folder: Path) -> Found:
-    ended = shop.child(argv, cwd=folder, env={"EDGEKIT_BENCH_TRAIN": "1000"} if shop.quick else {})
-    try:
-        return json.loads(ended.stdout)
-    except ValueError as error:
-        raise CellError(ended.last_words()) from error
-
-
-def _run_of(path: Path) -> Found:
-    """How an artifact of edgekit is run: what its backend tells the agent on a device."""
-    from edgekit.backends.base import registry
-    from edgekit.core.artifact import load_artifact
-    from edgekit.core.target import load_target
-
-    artifact = load_artifact(path)
-    manifest = artifact.manifest
-    plan = registry.create(manifest.backend).run_plan(manifest, load_target(manifest.target, ROOT), ())
-    return {
-        "backend": manifest.backend,
-        "main": str(artifact.main),
-        "bindings": dict(plan.bindings),
-        "options": dict(plan.options),
-    }
-
-
-def _write_run(folder: Path, run: Found) -> None:
-    (folder / "run.json").write_text(json.dumps(run))
-
-
 def defaults(shop: Workshop, cell: Cell) -> Found:
     """A library's own conversion and quantization, in a process of its own."""
     subject, backend, kind, maker = parts(cell.key)
-    prepared, folder = shop.prepared(subject), shop.artifacts(cell.key)
+    prepared, folder = shop.prepared(subject, "_quantization.subjects", subject), shop.artifacts(cell.key)
     request = {
         "backend": backend,
         "kind": "accuracy_control" if maker == "nncf-accuracy-control" else kind,
@@ -136,11 +108,11 @@ def defaults(shop: Workshop, cell: Cell) -> Found:
         "examples": QUICK_EXAMPLES if shop.quick else CALIBRATION,
         "out": str(folder),
     }
-    ended = shop.asked("defaults", (), request)
+    ended = shop.asked("_quantization.defaults", (), request)
     if ended.code != 0:
         raise CellError(ended.last_words())
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    _write_run(folder, {"backend": backend, "main": str(folder / OUT[backend])})
+    (folder / "run.json").write_text(json.dumps({"backend": backend, "main": str(folder / OUT[backend])}))
     return {
         "bytes": size,
         "seconds": ended.seconds,
@@ -158,7 +130,7 @@ def inputs_of(prepared: Path, part: str) -> dict[str, str]:
 def reference_evaluated(shop: Workshop, cell: Cell) -> Found:
     """Core ML: built by the product, evaluated by its reference evaluator, never by Apple's runtime."""
     subject, backend, recipe, _ = parts(cell.key)
-    prepared, folder = shop.prepared(subject), shop.artifacts(cell.key)
+    prepared, folder = shop.prepared(subject, "_quantization.subjects", subject), shop.artifacts(cell.key)
     out = folder / "outputs.npy"
     request = {
         "source": str(ROOT / SUBJECTS[subject].source),
@@ -213,7 +185,7 @@ def verdict(subject: Subject, prepared: Path, got: np.ndarray) -> Found:
 def noise(shop: Workshop, cell: Cell) -> Found:
     """How far the float network is from itself: one grey level of noise in the input, or weights rounded to bf16."""
     subject, _, kind, _ = parts(cell.key)
-    prepared = shop.prepared(subject)
+    prepared = shop.prepared(subject, "_quantization.subjects", subject)
     return verdict(SUBJECTS[subject], prepared, np.load(prepared / f"{kind}.npy"))
 
 
@@ -228,7 +200,7 @@ def speed(shop: Workshop, cell: Cell) -> Found:
         raise CellError(f"{baseline} is not here: make it with --again --only {baseline}")
     request = {
         "models": models,
-        "inputs": inputs_of(shop.prepared(subject), "tested"),
+        "inputs": inputs_of(shop.prepared(subject, "_quantization.subjects", subject), "tested"),
         "rounds": _QUICK_ROUNDS if shop.quick else _ROUNDS,
     }
     return shop.asked("runtime", ("speed",), request).document()

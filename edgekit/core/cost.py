@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from edgekit.core.attention import without_fast_path
 from edgekit.core.extras import require
 from edgekit.core.program import TORCH_EXTRA, Program, TorchProgram
 
@@ -65,11 +66,10 @@ def zeros_of(program: TorchProgram) -> int:
 @contextlib.contextmanager
 def _plain_kernels(torch: Any) -> Iterator[None]:
     """Layers as plain products: torch's counter knows no fused attention and no fused recurrence."""
-    fused = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
-    torch.backends.mha.set_fastpath_enabled(False)
+    fused = torch.backends.mkldnn.enabled
     torch.backends.mkldnn.enabled = False
     try:
-        yield
+        with without_fast_path():
+            yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fused[0])
-        torch.backends.mkldnn.enabled = fused[1]
+        torch.backends.mkldnn.enabled = fused

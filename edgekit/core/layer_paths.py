@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from edgekit.core.errors import ConfigError, nearest
 
@@ -18,6 +18,26 @@ def fits(path: str, pattern: str) -> bool:
 def fits_any(path: str, patterns: Iterable[str]) -> bool:
     """Whether one of several patterns names a layer."""
     return any(fits(path, pattern) for pattern in patterns)
+
+
+def require_each_fits(
+    who: str, options: Mapping[str, Iterable[str]], paths: Collection[str], kind: str = "layer"
+) -> None:
+    """Refuse a pattern that names nothing.
+
+    Args:
+        who: Whose options these are.
+        options: Patterns by the name of the option that has them.
+        paths: The layers that there are.
+        kind: What they are called.
+
+    Raises:
+        ConfigError: A pattern fits none of them.
+    """
+    for option, patterns in options.items():
+        for pattern in patterns:
+            if not any(fits(path, pattern) for path in paths):
+                raise no_layer(f"{who}: {option}: '{pattern}' fits no {kind}", pattern, paths)
 
 
 def no_layer(said: str, pattern: str, paths: Collection[str], shown: int = _SHOWN) -> ConfigError:

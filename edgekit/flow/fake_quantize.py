@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.backends._quantize.modules import modules_of
 from edgekit.backends._quantize.ranges import Histogram
+from edgekit.core.attention import without_fast_path
 from edgekit.core.errors import UnsupportedModelError
 from edgekit.core.extras import require
 from edgekit.core.lowering import Scheme
@@ -220,7 +221,7 @@ class Subject:
         for start in range(0, len(next(iter(inputs.values()))), batch):
             self._counts.clear()
             taken = {name: value[start : start + batch] for name, value in inputs.items()}
-            with _unfused():
+            with without_fast_path():
                 found = run_batches(model, taken, Silent())
             yield found
 
@@ -302,15 +303,3 @@ def _vectors(state: Mapping[str, Any], owners: Collection[str]) -> dict[str, str
         if tensor.dim() == 1 and tensor.is_floating_point() and owner not in owners:
             found[owner] = "has vectors only, which stay in float"
     return found
-
-
-@contextlib.contextmanager
-def _unfused() -> Iterator[None]:
-    """Attention as the separate operators that converters see: fused into one its projections cannot be told apart."""
-    mha = require("torch.backends.mha", TORCH_EXTRA, "a torch model")
-    before = mha.get_fastpath_enabled()
-    mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        mha.set_fastpath_enabled(before)

@@ -162,8 +162,7 @@ def _fold(root: Any, pairs: Sequence[tuple[str, str]], *, weights: bool) -> None
                 scale, shift = _affine(norm)
                 layer.weight.copy_(layer.weight * scale.reshape(_weight_shape(layer, torch)))
                 layer.bias.copy_(layer.bias * scale + shift)
-        parent, _, name = norm_path.rpartition(".")
-        setattr(root.get_submodule(parent) if parent else root, name, torch.nn.Identity())
+        root.set_submodule(norm_path, torch.nn.Identity())
 
 
 def _affine(norm: Any) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from edgekit.core.errors import ConfigError, PassError
-from edgekit.core.layer_paths import fits, fits_any, no_layer
+from edgekit.core.layer_paths import fits_any, require_each_fits
 from edgekit.core.model import Model
 from edgekit.core.program import TorchProgram
 from edgekit.core.task import Task
@@ -153,8 +153,8 @@ class LowRank(Pass):
             if layer.path in found:
                 used_twice.add(layer.path)
             found[layer.path] = layer
-        self._check_patterns(list(found))
         options = self.options
+        require_each_fits(self.name, {"layers": options.layers, "skip": options.skip}, list(found))
         wanted = [
             path
             for path in found
@@ -172,12 +172,6 @@ class LowRank(Pass):
             if method is not None:
                 candidates.append(_Candidate(path, module, method, _places(layer), _spectra(module, method)))
         return candidates
-
-    def _check_patterns(self, paths: Sequence[str]) -> None:
-        for option in ("layers", "skip"):
-            for pattern in getattr(self.options, option):
-                if not any(fits(path, pattern) for path in paths):
-                    raise no_layer(f"low_rank: {option}: '{pattern}' fits no layer", pattern, paths)
 
     def _method(self, module: Any, layer: Layer) -> Any:
         """How a module is factorized; None where it is not."""
@@ -297,8 +291,7 @@ def _replace(root: Any, path: str, how: Factorized, *, weights: bool) -> None:
     made = chain(layer, how).to(layer.weight.dtype)
     if weights:
         fill(made, layer, how)
-    parent, _, name = path.rpartition(".")
-    setattr(root.get_submodule(parent) if parent else root, name, made)
+    root.set_submodule(path, made)
 
 
 __all__ = ["LowRank", "LowRankOptions"]

@@ -16,19 +16,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgekit.core.errors import ConfigError, PassError
 from edgekit.core.extras import require
-from edgekit.core.layer_paths import fits, fits_any, no_layer
+from edgekit.core.layer_paths import fits_any, require_each_fits
 from edgekit.core.model import Model
 from edgekit.core.program import TORCH_EXTRA, TorchProgram
 from edgekit.core.task import Split, Task
-from edgekit.core.user_code import blame_user
 from edgekit.passes._graph import shortened, tied_parameters
-from edgekit.passes._training.examples import trainable
+from edgekit.passes._training.examples import first_examples, trainable
 from edgekit.passes._training.loop import train
 from edgekit.passes._training.options import Training
 from edgekit.passes._training.own_loop import own_files
@@ -125,16 +123,15 @@ class Squeeze(Pass):
     def replay(self, module: Any, structure: Mapping[str, Any]) -> Any:
         """See `Pass.replay`."""
         for path in structure["layers"]:
-            _put(module, path, _small(module.get_submodule(path)))
+            module.set_submodule(path, _small(module.get_submodule(path)))
         return module
 
     def _chosen(self, module: Any) -> tuple[list[str], list[str]]:
         """The convolutions to replace, in the order of the module tree, and notes on those that stay."""
         found = {path: layer for path, layer in module.named_modules() if isinstance(layer, _convolutions())}
-        for option in ("layers", "skip"):
-            for pattern in getattr(self.options, option):
-                if not any(fits(path, pattern) for path in found):
-                    raise no_layer(f"squeeze: {option}: '{pattern}' fits no convolution", pattern, list(found))
+        require_each_fits(
+            self.name, {"layers": self.options.layers, "skip": self.options.skip}, list(found), "convolution"
+        )
         wanted = [
             path
             for path in found
@@ -201,26 +198,12 @@ def _small(layer: Any) -> Any:
     return made.to(layer.weight.dtype).train(layer.training)
 
 
-def _put(root: Any, path: str, made: Any) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(root.get_submodule(parent) if parent else root, name, made)
-
-
 def _examples(program: TorchProgram, task: Task | None, count: int) -> list[Batch]:
     """The first batches of the calibration split, else of the training one; none without a task."""
     if task is None:
         return []
     splits: tuple[Split, ...] = ("calibration", "train")
-    for split in splits:
-        who = f"{type(task).__name__}.examples('{split}')"
-        with blame_user(who):
-            found = list(islice(task.examples(split), count))
-        for batch in found:
-            if missing := [name for name in program.input_names if name not in batch]:
-                raise ConfigError(f"{who} lacks the input '{missing[0]}' of the model; it has: {', '.join(batch)}.")
-        if found:
-            return found
-    return []
+    return next((found for split in splits if (found := first_examples(program, task, split, count))), [])
 
 
 def _squeeze(program: TorchProgram, module: Any, path: str, batches: Sequence[Batch]) -> float | None:
@@ -241,7 +224,7 @@ def _squeeze(program: TorchProgram, module: Any, path: str, batches: Sequence[Ba
             left = _fill(made, sums)
     for parameter, was in zip(made.parameters(), layer.parameters(), strict=True):
         parameter.requires_grad = was.requires_grad
-    _put(module, path, made)
+    module.set_submodule(path, made)
     return left
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from edgekit.core import schema
 from edgekit.core.device import Device
 from edgekit.core.errors import ConfigError, DeviceError, StableDeviceError, TransientDeviceError
 from edgekit.core.run_output import Health, ProcessRun
+from edgekit.runners._checks import printable
 from edgekit.transports.base import CommandResult
 
 T = TypeVar("T")
@@ -35,7 +35,6 @@ HINTS = {
 # What Python 2.7 to 3.8 say of the agent's files.
 _TOO_OLD = ("SyntaxError", "IndentationError", "'type' object is not subscriptable")
 _MAX_SAMPLES = 10_000_000
-_UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\U0010ffff]+")
 
 
 @dataclass(frozen=True)
@@ -112,12 +111,6 @@ class RolledBack:
     current: str
     previous: str | None
     hook: Hook | None
-
-
-def printable(text: str, limit: int = 300) -> str:
-    """Text from a device without what would steer a terminal, and not longer than `limit`."""
-    clean = _UNPRINTABLE.sub(" ", text).strip()
-    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 
 def parse(kind: type[T], result: CommandResult, device: Device) -> T:

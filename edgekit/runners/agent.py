@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 import urllib.parse
 import uuid
@@ -14,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 
 from edgekit.core import schema, signing
 from edgekit.core.device import Device
-from edgekit.core.errors import ConfigError, StableDeviceError, VerificationError
+from edgekit.core.errors import StableDeviceError
 from edgekit.core.files import sha256_file, size_of
 from edgekit.core.model import TensorSpec
 from edgekit.core.progress import Progress, Step
@@ -22,6 +21,7 @@ from edgekit.core.run_output import RunOutput
 from edgekit.core.units import format_bytes
 from edgekit.runners import _agent_wire as wire
 from edgekit.runners import _wheels
+from edgekit.runners._checks import printable, require_arch, require_name, require_space, unhealthy
 from edgekit.runners.base import Job, Rollback, Runner
 from edgekit.transports.base import Transport
 
@@ -31,12 +31,10 @@ INSPECT_SECONDS = 120.0
 LOCK_SECONDS = 60.0
 INSTALL_SECONDS = 900.0
 HEALTH_SECONDS = 600.0
-_SPARE_BYTES = 16 << 20
 _HEADER_BYTES = 4096
 INTERMEDIATES = "intermediates.npz"
 """The one file that a workload of this kind leaves; see `docs/agent-protocol.md`."""
 _INTERMEDIATES_BYTES = 8 << 30
-_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,128}")
 
 
 def agent_files() -> tuple[Path, ...]:
@@ -71,7 +69,7 @@ class AgentRunner(Runner):
     def rollback(self, transport: Transport, model: str, to: str | None = None) -> Rollback:
         """See `Runner.rollback`."""
         visit = _Visit(transport)
-        visit.inspect([], _device_name(model))
+        visit.inspect([], require_name(model))
         request = {"command": "rollback", "model": model, "to": to, "lock_seconds": LOCK_SECONDS}
         done = visit.ask(wire.RolledBack, request, INSPECT_SECONDS + LOCK_SECONDS)
         return Rollback(done.current, done.previous)
@@ -94,7 +92,7 @@ class _Visit:
     def call(self, request: Mapping[str, Any], seconds: float, step: Step | None = None) -> Any:
         def tell(line: str) -> None:
             if step is not None and line.startswith("edgekit: "):
-                step.say(wire.printable(line.removeprefix("edgekit: "), 100))
+                step.say(printable(line.removeprefix("edgekit: "), 100))
 
         body = {"schema_version": schema.SCHEMA_VERSION, "root": self.device.root, **request}
         argv = [self.device.python, self.remote("agent", agent_digest(), AGENT)]
@@ -126,9 +124,9 @@ class _Execution:
         self.device = transport.device
         self.seconds: dict[str, float] = {}
         manifest, plan = job.artifact.manifest, job.plan
-        _device_name(manifest.name)
+        require_name(manifest.name)
         for workload in plan.workloads:
-            _device_name(workload.name)
+            require_name(workload.name)
         self.model = {
             "name": manifest.name,
             "digest": job.artifact.digest,
@@ -148,7 +146,7 @@ class _Execution:
         begin = time.monotonic()
         with self.progress.step(f"looking at {self.device.name}"):
             seen = self.visit.inspect(sorted(self.blobs), self.job.artifact.manifest.name)
-        self._require_arch(seen.facts)
+        require_arch(self.device, self.job.arch, seen.facts.get("arch"))
         signer = self._signer(seen.trusted_key)
         begin = self._timed("inspect", begin)
         wheels = self._choose(seen)
@@ -175,15 +173,6 @@ class _Execution:
         self.seconds[step] = now - begin
         return now
 
-    def _require_arch(self, facts: wire.Facts) -> None:
-        wanted, found = self.job.arch, facts.get("arch")
-        if wanted is not None and found != wanted:
-            name, target = self.device.name, self.device.target
-            raise StableDeviceError(
-                f"'{name}' is {wire.printable(str(found), 40)}, but its target '{target}' is {wanted}: nothing was sent.",
-                f"Correct `target:` of '{name}' in devices.yaml; edgekit devices probe {name} shows what it is.",
-            )
-
     def _signer(self, trusted: str | None) -> signing.Signer | None:
         """What the release is signed with, where it is: said before anything is sent, if the device will not take it."""
         if not self.job.release:
@@ -192,7 +181,7 @@ class _Execution:
         if trusted is not None and (signer is None or signer.public != trusted):
             found = "there is no signing key here" if signer is None else f"the signing key here is {signer.short}"
             raise StableDeviceError(
-                f"'{self.device.name}' takes releases signed by {wire.printable(trusted, 16)} only, and {found}: nothing was"
+                f"'{self.device.name}' takes releases signed by {printable(trusted, 16)} only, and {found}: nothing was"
                 " sent.",
                 wire.HINTS["signature"],
             )
@@ -220,12 +209,7 @@ class _Execution:
         if not missing:
             return
         total = sum(size_of(path) for path in missing.values())
-        if total + unpacked + _SPARE_BYTES > seen.free_bytes:
-            raise StableDeviceError(
-                f"'{self.device.name}' has {format_bytes(seen.free_bytes)} free below {self.device.root};"
-                f" this needs {format_bytes(total + unpacked + _SPARE_BYTES)}.",
-                "Free some space there, or set `root:` of the device in devices.yaml to a larger disk.",
-            )
+        require_space(self.device, self.device.root, seen.free_bytes, total + unpacked)
         with self.progress.step(f"sending {format_bytes(total)} to {self.device.name}", total=total) as step:
             for sha256, path in sorted(missing.items()):
                 step.say(path.name)
@@ -289,11 +273,10 @@ class _Execution:
         if health is not None and not health.ok:
             cosine = "none" if health.cosine is None else f"{health.cosine:.4f}"
             least = self.job.health.min_cosine if self.job.health else 0.0
-            raise VerificationError(
-                f"The health check on '{self.device.name}' failed: cosine {cosine}, at least {least} is asked for."
-                f" {wire.printable(health.message)}".rstrip(),
-                "Nothing was switched: the release before is still in force. Compare on this host: edgekit verify"
-                f" {self.job.artifact.path}",
+            raise unhealthy(
+                self.device,
+                self.job,
+                f"cosine {cosine}, at least {least} is asked for. {printable(health.message)}".rstrip(),
             )
         if health is not None and self.job.health and not (health.cosine or 0.0) >= self.job.health.min_cosine:
             raise StableDeviceError(f"'{self.device.name}' calls a release healthy whose outputs are not.")
@@ -302,7 +285,7 @@ class _Execution:
         if ran.hook is not None and ran.hook.returncode != 0:
             self.progress.warn(
                 f"{self.device.name}: the hook on-switch failed (exit status {ran.hook.returncode})"
-                f" {wire.printable(ran.hook.message)}".rstrip()
+                f" {printable(ran.hook.message)}".rstrip()
             )
 
     def _pull(self, ran: wire.Ran) -> dict[str, dict[str, Path]]:
@@ -366,12 +349,3 @@ class _Execution:
 def _runtime(wheels: _wheels.WheelSet) -> dict[str, Any]:
     named = [{"name": wheel.name, "sha256": wheel.sha256} for wheel in wheels.wheels]
     return {"kind": "wheels", "digest": wheels.digest, "wheels": named}
-
-
-def _device_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"'{name}' cannot name a folder on a device: use letters, digits, `.`, `_` and `-`.",
-            "Set `name:` in edgekit.yaml.",
-        )
-    return name

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from edgekit.core import schema
-from edgekit.core.errors import ConfigError, StableDeviceError, TransientDeviceError, VerificationError
+from edgekit.core.errors import ConfigError, StableDeviceError, TransientDeviceError
 from edgekit.core.files import sha256_file, size_of
 from edgekit.core.measurement import Measurement
 from edgekit.core.progress import Progress
@@ -24,14 +23,13 @@ from edgekit.core.workload import Workload
 from edgekit.runners import _benchmark_binary as binary
 from edgekit.runners import _benchmark_log as log
 from edgekit.runners._benchmark_outputs import Outputs, similarity, unavailable
+from edgekit.runners._checks import options_of, require_arch, require_name, require_space, unhealthy
 from edgekit.runners._shell_store import Seen, ShellStore
 from edgekit.runners.base import Job, Rollback, Runner
 from edgekit.transports.base import Transport
 
 UNVERIFIED = "edgekit's support of Android was tested against a simulated device only, never yet on a phone"
-_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,128}")
 _PATH = re.compile(r"[A-Za-z0-9._/+-]+")
-_SPARE_BYTES = 16 << 20
 _QUICK_SECONDS = 120.0
 _PUSH_SECONDS = 600.0
 _BYTES_PER_SECOND = 128 << 10
@@ -54,9 +52,9 @@ class BenchmarkModelRunner(Runner):
 
     def rollback(self, transport: Transport, model: str, to: str | None = None) -> Rollback:
         """See `Runner.rollback`."""
-        _require_name(model)
+        require_name(model)
         if to is not None:
-            _require_name(to)
+            require_name(to)
         store = ShellStore(transport)
         store.inspect(model)
         with store.locked():
@@ -87,28 +85,26 @@ class _Execution:
         self.device, self.store = transport.device, ShellStore(transport)
         self.seconds: dict[str, float] = {}
         self.sent = 0
-        _require_name(job.artifact.manifest.name)
+        require_name(job.artifact.manifest.name)
         _require_kinds(job)
         if not _PATH.fullmatch(self.store.root):
             raise ConfigError(
                 f"`root: {self.store.root}` of '{self.device.name}' cannot be given to benchmark_model.",
                 "Use letters, digits, `.`, `_`, `-` and `/`.",
             )
-        document = schema.Document(
-            dict(self.device.runner_options), f"devices.yaml: {self.device.name}: runner_options"
-        )
-        self.options: binary.BenchmarkOptions = schema.convert(binary.BenchmarkOptions, document)
+        self.options = options_of(binary.BenchmarkOptions, self.device)
 
     def done(self) -> RunOutput:
         program = binary.find(self.options, self.device.name)
+        digest = sha256_file(program)
         files = {entry.sha256: self.job.artifact.path / entry.path for entry in self.job.artifact.manifest.files}
         begin = time.monotonic()
         with self.progress.step(f"looking at {self.device.name}"):
-            seen = self.store.inspect(self.job.artifact.manifest.name, [*files, sha256_file(program)])
+            seen = self.store.inspect(self.job.artifact.manifest.name, [*files, digest])
         self._require_arch(seen.facts, program)
         begin = self._timed("inspect", begin)
         with self.store.locked():
-            tool = self._send(seen, files, program)
+            tool = self._send(seen, {**files, digest: program}, digest)
             begin = self._timed("push", begin)
             model, health, previous = self._release(tool)
             measured = self._measure(tool, model)
@@ -134,27 +130,19 @@ class _Execution:
         return now
 
     def _require_arch(self, facts: Mapping[str, Any], program: Path) -> None:
-        wanted, found = self.job.arch, facts.get("arch")
-        name = self.device.name
-        if wanted is not None and found is not None and found != wanted:
-            raise StableDeviceError(
-                f"'{name}' is {found}, but its target '{self.device.target}' is {wanted}: nothing was sent.",
-                f"Correct `target:` of '{name}' in devices.yaml; edgekit devices probe {name} shows what it is.",
-            )
-        binary.require_fit(program, found, name)
+        found = facts.get("arch")
+        if found is not None:
+            require_arch(self.device, self.job.arch, found)
+        binary.require_fit(program, found, self.device.name)
 
     # --- files ------------------------------------------------------------------------------------------------------
 
-    def _send(self, seen: Seen, files: Mapping[str, Path], program: Path) -> _Tool:
-        digest = sha256_file(program)
-        missing = {sha: path for sha, path in {**files, digest: program}.items() if sha in seen.missing}
+    def _send(self, seen: Seen, files: Mapping[str, Path], program: str) -> _Tool:
+        """Send what is missing of the files, the tool among them: `program` is its hash."""
+        missing = {sha: path for sha, path in files.items() if sha in seen.missing}
         total = sum(size_of(path) for path in missing.values())
-        if seen.free_bytes is not None and missing and total + _SPARE_BYTES > seen.free_bytes:
-            raise StableDeviceError(
-                f"'{self.device.name}' has {format_bytes(seen.free_bytes)} free below {self.store.root}; this needs"
-                f" {format_bytes(total + _SPARE_BYTES)}.",
-                "Free some space there, or set `root:` of the device in devices.yaml to a larger disk.",
-            )
+        if seen.free_bytes is not None and missing:
+            require_space(self.device, self.store.root, seen.free_bytes, total)
         if missing:
             self.store.hold(_PUSH_SECONDS + total / _BYTES_PER_SECOND)
             with self.progress.step(f"sending {format_bytes(total)} to {self.device.name}", total=total) as step:
@@ -162,7 +150,7 @@ class _Execution:
                     step.say(path.name)
                     self.sent += self.store.push(path, "store", sha)
                     step.advance(path.stat().st_size)
-        return self._tool(digest)
+        return self._tool(program)
 
     def _tool(self, digest: str) -> _Tool:
         path = self.store.at("store", digest)
@@ -204,11 +192,7 @@ class _Execution:
         try:
             self._benchmark(tool, model, quick)
         except StableDeviceError as error:
-            raise VerificationError(
-                f"The health check on '{self.device.name}' failed: {error.message}",
-                "Nothing was switched: the release before is still in force. Compare on this host: edgekit verify"
-                f" {self.job.artifact.path}",
-            ) from error
+            raise unhealthy(self.device, self.job, error.message) from error
         check = self.job.health
         reason = unavailable(self.job, tool.flags) if check is not None else "there is nothing to compare with"
         if check is None or reason:
@@ -219,12 +203,7 @@ class _Execution:
         found = self._outputs(tool, model, check.inputs, "health", _QUICK_SECONDS * 5)
         cosine, largest = similarity(found, check.expected)
         if not cosine >= check.min_cosine:
-            raise VerificationError(
-                f"The health check on '{self.device.name}' failed: cosine {cosine:.4f}, at least {check.min_cosine} is"
-                " asked for.",
-                "Nothing was switched: the release before is still in force. Compare on this host: edgekit verify"
-                f" {self.job.artifact.path}",
-            )
+            raise unhealthy(self.device, self.job, f"cosine {cosine:.4f}, at least {check.min_cosine} is asked for.")
         return Health(True, cosine, largest)
 
     # --- running ----------------------------------------------------------------------------------------------------
@@ -373,12 +352,4 @@ def _require_kinds(job: Job) -> None:
         raise ConfigError(
             f"benchmark_model runs LiteRT's files, not those of the backend '{job.plan.backend}'.",
             "edgekit deploy --backend litert",
-        )
-
-
-def _require_name(name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"'{name}' cannot name a folder on a device: use letters, digits, `.`, `_` and `-`.",
-            "Set `name:` in edgekit.yaml.",
         )

@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import quote
 
-from edgekit.core import schema
-from edgekit.core.device import Device
 from edgekit.core.errors import ConfigError, StableDeviceError, UnsupportedModelError, VerificationError
 from edgekit.core.progress import Progress
 from edgekit.core.run_output import Health, ProcessRun, RunOutput
@@ -27,7 +25,8 @@ from edgekit.core.workload import RunPlan, Workload
 from edgekit.runners._browser import answers, chromium, packages
 from edgekit.runners._browser.chromium import Page
 from edgekit.runners._browser.server import Server
-from edgekit.runners.base import HealthCheck, InputSet, Job, Runner
+from edgekit.runners._checks import options_of
+from edgekit.runners.base import HealthCheck, Job, Runner
 from edgekit.transports.base import Transport
 
 _LOAD_SECONDS = 300.0
@@ -61,16 +60,11 @@ class Browser(Runner):
             ConfigError: No Chromium, no npm, or an option that is none.
             UnsupportedModelError: LiteRT.js cannot run such an artifact.
         """
-        return _Visit(job, _options(transport.device), progress).done()
+        return _Visit(job, options_of(BrowserOptions, transport.device), progress).done()
 
     def probe(self, transport: Transport) -> dict[str, Any]:
         """See `Runner.probe`: this machine's facts, and the browser."""
-        return {**_facts(), "browser_path": chromium.binary(_options(transport.device).browser)}
-
-
-def _options(device: Device) -> BrowserOptions:
-    document = schema.Document(dict(device.runner_options), f"devices.yaml: {device.name}: runner_options")
-    return schema.convert(BrowserOptions, document)
+        return {**_facts(), "browser_path": chromium.binary(options_of(BrowserOptions, transport.device).browser)}
 
 
 class _Visit:
@@ -164,7 +158,7 @@ class _Visit:
                 workload,
                 process,
                 first_inference_ms=found["first_inference_ms"],
-                examples=_examples(files, visit.inputs),
+                examples=visit.examples,
             )
         return run, driver, {"inputs": {name: str(path) for name, path in files.items()}}
 
@@ -216,7 +210,7 @@ class _Opened:
         self.outputs = answers.named(self.loaded["outputs"], "outputs", plan.bindings, self.visit.axes)
         chosen = self.workload.inputs
         files = self.visit.job.inputs[chosen]
-        calls = answers.write_inputs(files, self.inputs, self.visit.axes, self.folder / "inputs")
+        calls, self.examples = answers.write_inputs(files, self.inputs, self.visit.axes, self.folder / "inputs")
         self.served[chosen] = {
             spec["native"]: self.folder / "inputs" / f"{place}.bin" for place, spec in enumerate(self.inputs)
         }
@@ -291,11 +285,6 @@ def _require_default_kernels(plan: RunPlan) -> None:
 def _facts() -> dict[str, Any]:
     found: dict[str, Any] = importlib.import_module("edgekit.agent.facts").read()
     return found
-
-
-def _examples(files: InputSet, specs: answers.Specs) -> int:
-    inputs = answers.worker().InputSet({name: str(path) for name, path in files.items()}, list(specs))
-    return int(inputs.examples)
 
 
 def _bytes(spec: Mapping[str, Any]) -> int:

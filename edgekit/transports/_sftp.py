@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from edgekit.core.errors import ConfigError
 from edgekit.core.extras import require
+from edgekit.transports._here import writing
 
 _CHUNK_BYTES = 32768
 _MAX_REQUESTS = 64
@@ -128,14 +128,14 @@ def download(sftp: Any, remote: str, local: Path, max_bytes: int) -> None:
     if size > max_bytes:
         raise TooLargeError(size)
     temporary = local.with_name(f".{local.name}.{secrets.token_hex(4)}.part")
-    with _local_errors(local):
+    with writing(local):
         local.parent.mkdir(parents=True, exist_ok=True)
         stream = temporary.open("xb")
     try:
         with stream, sftp.open(remote, "r") as handle, _short_goodbye(sftp):
             _read_known(sftp, handle.handle, stream, size, local)
             _read_rest(sftp, handle.handle, stream, size, max_bytes, local)
-        with _local_errors(local):
+        with writing(local):
             temporary.replace(local)
     finally:
         temporary.unlink(missing_ok=True)
@@ -198,7 +198,7 @@ def _read_known(sftp: Any, handle: bytes, stream: BinaryIO, size: int, local: Pa
         data = pipeline.finish_one()
         if not data:
             raise ChangedError("it became shorter while it was read")
-        with _local_errors(local):
+        with writing(local):
             stream.seek(offset)
             stream.write(data)
         if len(data) < length:
@@ -215,7 +215,7 @@ def _read_rest(sftp: Any, handle: bytes, stream: BinaryIO, size: int, max_bytes:
             return
         if size + len(data) > max_bytes:
             raise TooLargeError(size + len(data))
-        with _local_errors(local):
+        with writing(local):
             stream.seek(size)
             stream.write(data)
         size += len(data)
@@ -266,11 +266,3 @@ def _int64(value: int) -> Any:
     from paramiko.sftp import int64
 
     return int64(value)
-
-
-@contextlib.contextmanager
-def _local_errors(path: Path) -> Any:
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"'{path}' cannot be written: {error.strerror or error}.") from error

@@ -32,6 +32,7 @@ from edgekit.transports._adb_process import (
     TimedOutError,
     find_adb,
 )
+from edgekit.transports._here import writing
 from edgekit.transports.base import MAX_OUTPUT_BYTES, CommandResult, Transport
 
 _SHORT_SECONDS = 15.0
@@ -168,7 +169,7 @@ class AdbTransport(Transport):
         if size > max_bytes:
             raise self._too_large(remote, size, max_bytes)
         temporary = local.with_name(f".{local.name}.{secrets.token_hex(4)}.part")
-        with _local_errors(local):
+        with writing(local):
             local.parent.mkdir(parents=True, exist_ok=True)
             temporary.touch()
 
@@ -187,7 +188,7 @@ class AdbTransport(Transport):
                 raise TransientDeviceError(
                     f"'{remote}' on the device '{self.device.name}' became shorter while it was read.", "Try again."
                 )
-            with _local_errors(local):
+            with writing(local):
                 temporary.replace(local)
         finally:
             temporary.unlink(missing_ok=True)
@@ -425,11 +426,3 @@ class AdbTransport(Transport):
 
 def _patience(size: int) -> float:
     return _TRANSFER_SECONDS + size / _BYTES_PER_SECOND
-
-
-@contextlib.contextmanager
-def _local_errors(path: Path) -> Any:
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"'{path}' cannot be written: {error.strerror or error}.") from error

@@ -154,3 +154,5 @@ def test_close_may_be_called_twice_and_after_a_failed_open(unit):
     transport.open()
     transport.close()
     transport.close()
+    with transport:
+        assert transport.run(["true"], timeout=20).returncode == 0

@@ -11,14 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekit.core import schema
-from edgekit.core.artifact import Manifest, describe_files, load_artifact
 from edgekit.core.device import Device
-from edgekit.core.lowering import Lowering
-from edgekit.core.model import TensorSpec
 from edgekit.core.workload import RunPlan, RuntimeRequirement, Workload
 from edgekit.runners.base import HealthCheck, Job
-from tests.unit.agent.models import WEIGHTS, tflite_model
+from tests.unit.agent.models import WEIGHTS, artifact_in, tflite_model
 
 EXAMPLES = np.arange(20, dtype=np.float32).reshape(5, 4)
 NAME = "tiny"
@@ -43,27 +39,18 @@ class Releases:
         self.count += 1
         folder = self.folder / f"artifact{self.count}"
         folder.mkdir()
-        main, bindings = tflite_model(folder, batch=2)
         (folder / "padding.bin").write_bytes(random.Random(f"{self.folder.name} {self.count}").randbytes(self.padding))
-        manifest = Manifest(
-            schema_version=1,
-            name=NAME,
-            backend="litert",
-            target="here",
-            main=main,
-            files=describe_files(folder),
-            inputs=(TensorSpec("x", (2, 4)),),
-            outputs=(TensorSpec("y", (2, 3)),),
-            lowering=Lowering(),
-            history=(),
-            source="model.py",
-            source_digest="0",
-            bindings=bindings,
-        )
-        (folder / "manifest.json").write_text(schema.to_json(manifest))
+        artifact = artifact_in(folder, tflite_model, backend="litert")
         return Job(
-            artifact=load_artifact(folder),
-            plan=RunPlan("litert", "device_litert.py", main, RuntimeRequirement(()), workloads, bindings),
+            artifact=artifact,
+            plan=RunPlan(
+                "litert",
+                "device_litert.py",
+                artifact.manifest.main,
+                RuntimeRequirement(()),
+                workloads,
+                artifact.manifest.bindings,
+            ),
             outputs=self.folder / "outputs",
             inputs={"golden": {"x": self.folder / "x.npy"}},
             release=True,

@@ -9,18 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.core import schema
-from edgekit.core.artifact import Manifest, describe_files, load_artifact
 from edgekit.core.device import Device
 from edgekit.core.errors import ConfigError, StableDeviceError, VerificationError
-from edgekit.core.lowering import Lowering
-from edgekit.core.model import TensorSpec
 from edgekit.core.progress import Silent
 from edgekit.core.workload import RunPlan, RuntimeRequirement, Workload
 from edgekit.runners.base import HealthCheck, Job, registry
 from edgekit.transports.base import connect
 from tests.e2e.kit import PROJECT, QUICK, Person, write
-from tests.unit.agent.models import WEIGHTS, tflite_model
+from tests.unit.agent.models import WEIGHTS, artifact_in, tflite_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.network]
 EXAMPLES = np.arange(20, dtype=np.float32).reshape(5, 4)
@@ -41,25 +37,7 @@ def here(litertjs, monkeypatch):
 
 @pytest.fixture
 def job(tmp_path):
-    folder = tmp_path / "artifact"
-    folder.mkdir()
-    main, bindings = tflite_model(folder, batch=2)
-    manifest = Manifest(
-        schema_version=1,
-        name="tiny",
-        backend="litert",
-        target="web",
-        main=main,
-        files=describe_files(folder),
-        inputs=(TensorSpec("x", (2, 4)),),
-        outputs=(TensorSpec("y", (2, 3)),),
-        lowering=Lowering(),
-        history=(),
-        source="model.py",
-        source_digest="0",
-        bindings=bindings,
-    )
-    (folder / "manifest.json").write_text(schema.to_json(manifest))
+    artifact = artifact_in(tmp_path / "artifact", tflite_model, backend="litert", target="web")
     np.save(tmp_path / "x.npy", EXAMPLES)
     np.save(tmp_path / "y.npy", EXAMPLES @ WEIGHTS)
     workloads = (
@@ -67,8 +45,15 @@ def job(tmp_path):
         Workload("outputs", "test"),
     )
     return Job(
-        artifact=load_artifact(folder),
-        plan=RunPlan("litert", "device_litert.py", main, RuntimeRequirement(()), workloads, bindings),
+        artifact=artifact,
+        plan=RunPlan(
+            "litert",
+            "device_litert.py",
+            artifact.manifest.main,
+            RuntimeRequirement(()),
+            workloads,
+            artifact.manifest.bindings,
+        ),
         outputs=tmp_path / "outputs",
         inputs={"golden": {"x": tmp_path / "x.npy"}},
         health=HealthCheck("golden", {"y": tmp_path / "y.npy"}),

@@ -17,11 +17,6 @@ def is_needed(layer: LinearLayer) -> bool:
     return layer.kind == "FULLY_CONNECTED" and layer.is_8_bit
 
 
-def can_be(layer: LinearLayer) -> bool:
-    """Whether a layer can be written so, together with others that have the same weights."""
-    return is_needed(layer)
-
-
 def rewrite(model: Any, subgraph: Any, operator: Any) -> None:
     """Write a fully connected layer as a convolution, in place: its data (…, in) become (n, 1, 1, in).
 

@@ -185,7 +185,7 @@ def _reason(weight: _Weight, readers: dict[int, list[tuple[str, int]]]) -> str:
             "under dynamic quantization XNNPACK reads no unpacked weights"
             " (weight_only_wi8_afp32 and static_wi8_ai8 can be stored sparse)"
         )
-    if any(pointwise.is_needed(layer) for layer in weight.layers) and not all(map(pointwise.can_be, weight.layers)):
+    if len({pointwise.is_needed(layer) for layer in weight.layers}) > 1:
         return "they have data of different types"
     return ""
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.backends import _sparsity
 from edgekit.backends._onnxruntime.graph import EXTRA, WHY, optimized
+from edgekit.backends._onnxruntime.unpacking import Unpacker, opset_of
 from edgekit.backends._sparsity import Sparse
 from edgekit.core.extras import require
 
@@ -40,7 +41,7 @@ def with_sparse_weights(model: Any, wanted: Wanted) -> tuple[Any, tuple[str, ...
     onnx = require("onnx", EXTRA, WHY)
     if wanted == "off":
         return model, ()
-    opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 1)
+    opset = opset_of(model)
     if opset < FIRST_OPSET:
         old = f"sparse: {wanted} stored no weight: the graph has opset {opset}, it takes {FIRST_OPSET}"
         return model, () if wanted == "auto" else (old,)
@@ -87,24 +88,14 @@ def _kinds(model: Any) -> Counter[str]:
 
 
 def _replace(onnx: Any, model: Any, found: Mapping[str, Sparse]) -> None:
-    kept = [one for one in model.graph.initializer if one.name not in found]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-    unpacker = _Unpacker(onnx, model)
+    unpacker = _Unpacker(onnx, model, found)
     for name, one in found.items():
         unpacker.add(name, one)
-    nodes = list(model.graph.node)
-    del model.graph.node[:]
-    model.graph.node.extend([*unpacker.nodes, *nodes])
+    unpacker.finish()
 
 
-class _Unpacker:
-    """Writes initializers into a model and collects the operators that make weights of them."""
-
-    def __init__(self, onnx: Any, model: Any) -> None:
-        self._onnx, self._graph = onnx, model.graph
-        self._known: set[str] = set()
-        self.nodes: list[Any] = []
+class _Unpacker(Unpacker):
+    """Makes weights of what is not zero in them."""
 
     def add(self, name: str, one: Sparse) -> None:
         import numpy as np
@@ -154,17 +145,3 @@ class _Unpacker:
     @property
     def _int32(self) -> int:
         return int(self._onnx.TensorProto.INT32)
-
-    def _shared(self, name: str, values: Array) -> str:
-        if name not in self._known:
-            self._known.add(name)
-            self._constant(name, values)
-        return name
-
-    def _constant(self, name: str, values: Array) -> str:
-        self._graph.initializer.append(self._onnx.numpy_helper.from_array(values, name))
-        return name
-
-    def _node(self, kind: str, inputs: list[str], result: str, **attributes: Any) -> str:
-        self.nodes.append(self._onnx.helper.make_node(kind, inputs, [result], **attributes))
-        return result

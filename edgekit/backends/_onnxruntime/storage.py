@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgekit.backends._onnxruntime.graph import EXTRA, WHY, graphs
+from edgekit.backends._onnxruntime.unpacking import Unpacker, opset_of
 from edgekit.core.errors import UnsupportedModelError
 from edgekit.core.extras import require
 
@@ -65,7 +66,7 @@ def pack(model: Any, stored: Mapping[str, Stored], source: str) -> None:
     """
     if not stored:
         return
-    opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 1)
+    opset = opset_of(model)
     if opset < FIRST_OPSET:
         raise UnsupportedModelError(
             f"{source} has opset {opset}; weights can be stored in fewer bits from opset {FIRST_OPSET} on.",
@@ -73,27 +74,17 @@ def pack(model: Any, stored: Mapping[str, Stored], source: str) -> None:
         )
     onnx = require("onnx", EXTRA, WHY)
     plain = {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer if one.name in stored}
-    kept = [one for one in model.graph.initializer if one.name not in stored]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-    unpacker = _Unpacker(onnx, model)
+    unpacker = _Unpacker(onnx, model, stored)
     for name, one in stored.items():
         unpacker.add(name, one, plain[name])
-    nodes = list(model.graph.node)
-    del model.graph.node[:]
-    model.graph.node.extend([*unpacker.nodes, *nodes])
+    unpacker.finish()
     # What the runtime would infer of shapes anyway; some of it is of weights that are gone.
     for graph in graphs(model):
         del graph.value_info[:]
 
 
-class _Unpacker:
-    """Writes initializers into a model and collects the operators that make weights of them."""
-
-    def __init__(self, onnx: Any, model: Any) -> None:
-        self._onnx, self._graph = onnx, model.graph
-        self._known: set[str] = set()
-        self.nodes: list[Any] = []
+class _Unpacker(Unpacker):
+    """Makes weights of few bits."""
 
     def add(self, name: str, stored: Stored, plain: Array) -> None:
         import numpy as np
@@ -134,11 +125,8 @@ class _Unpacker:
         each = _EIGHT // bits
         padded = np.append(flat, np.zeros(-flat.size % each, np.int64)).reshape(-1, each)
         packed = (padded << (bits * np.arange(each))).sum(axis=1).astype(np.uint8)
-        table = f"unpack__{bits}_bit"
-        if table not in self._known:
-            bytes_ = np.arange(256)[:, None] >> (bits * np.arange(each))
-            self._constant(table, (bytes_ & ((1 << bits) - 1)).astype(np.uint8))
-            self._known.add(table)
+        bytes_ = np.arange(256)[:, None] >> (bits * np.arange(each))
+        table = self._shared(f"unpack__{bits}_bit", (bytes_ & ((1 << bits) - 1)).astype(np.uint8))
         integer = self._onnx.TensorProto.INT32
         places = self._node("Cast", [self._constant(f"{name}__packed", packed)], f"{name}__bytes", to=integer)
         chosen = self._node("Gather", [table, places], f"{name}__codes")
@@ -175,11 +163,3 @@ class _Unpacker:
         if not np.array_equal(small.astype(np.float64), values):
             return self._constant(name, values.astype(np.float32))
         return self._node("Cast", [self._constant(f"{name}__half", small)], name, to=self._onnx.TensorProto.FLOAT)
-
-    def _constant(self, name: str, values: Array) -> str:
-        self._graph.initializer.append(self._onnx.numpy_helper.from_array(values, name))
-        return name
-
-    def _node(self, kind: str, inputs: list[str], result: str, **attributes: Any) -> str:
-        self.nodes.append(self._onnx.helper.make_node(kind, inputs, [result], **attributes))
-        return result

@@ -110,9 +110,7 @@ def _without(module: Any, smaller: Any, removal: Removal) -> Any:
                 elif isinstance(layer, nn.LayerNorm | nn.GroupNorm):
                     masked.setdefault(one.path, set()).update(one.indices)
     for path, gone in masked.items():
-        parent, _, name = path.rpartition(".")
-        norm = copy.deepcopy(smaller.get_submodule(path))
-        setattr(whole.get_submodule(parent), name, _masked(norm, gone))
+        whole.set_submodule(path, _masked(copy.deepcopy(smaller.get_submodule(path)), gone))
     return whole
 
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from edgekit.core.layer_paths import fits, fits_any, no_layer
+from edgekit.core.cost import macs_of
+from edgekit.core.layer_paths import fits_any, require_each_fits
 from edgekit.core.program import TorchProgram
 from edgekit.core.task import Task
 from edgekit.passes._channels.check import wrong_groups
 from edgekit.passes._channels.choose import ROUNDINGS, Initial, Wish, choose
-from edgekit.passes._channels.cost import macs_of
 from edgekit.passes._channels.cut import Removal, cut
 from edgekit.passes._channels.groups import OUTPUT, Found, Group, Slice, find_groups
 from edgekit.passes._channels.heads import find_heads
@@ -95,7 +95,8 @@ class Run:
         heads, staying = find_heads(current) if self.options.heads else ([], {})
         if not self.groups:
             layers = found.layers or find_groups(current).layers
-            _check_patterns(self.options, [*layers, *(path for group in heads for path in group.layers), *staying])
+            known = [*layers, *(path for group in heads for path in group.layers), *staying]
+            require_each_fits("prune_channels", {"layers": self.options.layers, "skip": self.options.skip}, known)
             self.stays = {path: why for path, why in {**found.stays, **staying}.items() if self._is_wanted([path])}
         chosen = [
             group
@@ -186,10 +187,3 @@ class Run:
 
 def _nothing(_channels: Sequence[int]) -> tuple[Slice, ...]:
     return ()
-
-
-def _check_patterns(options: PruneChannelsOptions, paths: Sequence[str]) -> None:
-    for name in ("layers", "skip"):
-        for pattern in getattr(options, name):
-            if not any(fits(path, pattern) for path in paths):
-                raise no_layer(f"prune_channels: {name}: '{pattern}' fits no layer", pattern, paths)

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgekit.core.attention import without_fast_path
 from edgekit.core.errors import ConfigError, PassError, nearest
 from edgekit.core.extras import require
 from edgekit.core.program import TORCH_EXTRA, TorchProgram, first_line
 from edgekit.core.task import Task
 from edgekit.passes._graph import tied_parameters
-from edgekit.passes._lora.library import layers_called, peft, torch_
+from edgekit.passes._lora.library import peft, torch_
 from edgekit.passes._lora.training import checked, plain, probe
 
 CONFIG = "adapter_config.json"
@@ -90,7 +91,7 @@ def merge(program: TorchProgram, adapter: str, task: Task | None) -> Merged:
         config.inference_mode = True
         adapted = _loaded(library, base, config, folder)
         inputs, whole = probe(program, task), program.with_module(module)
-        with layers_called():
+        with without_fast_path():
             expected = whole.run(inputs)
         try:
             adapted.merge_and_unload(safe_merge=True)

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgekit.core.attention import without_fast_path
 from edgekit.core.errors import ConfigError
 from edgekit.core.layer_paths import fits, fits_any, no_layer
 from edgekit.core.program import TorchProgram
 from edgekit.passes._graph import tied_parameters
-from edgekit.passes._lora.library import layers_called, torch_
+from edgekit.passes._lora.library import torch_
 
 ROOT = "(the model itself)"
 """What a model that is one layer is called."""
@@ -143,7 +144,7 @@ def _called(program: TorchProgram) -> set[str]:
 
         handles.append(module.register_forward_pre_hook(note))
     try:
-        with layers_called():
+        with without_fast_path():
             program.run(program.example_inputs)
     finally:
         for handle in handles:

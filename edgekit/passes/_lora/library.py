@@ -51,15 +51,3 @@ def _no_log() -> Iterator[None]:
         yield
     finally:
         logging.disable(was)
-
-
-@contextlib.contextmanager
-def layers_called() -> Iterator[None]:
-    """Keep torch's attention from reading the weights of layers past them: an adapter in such a layer would be passed by."""
-    mha = torch_().backends.mha
-    was = mha.get_fastpath_enabled()
-    mha.set_fastpath_enabled(value=False)
-    try:
-        yield
-    finally:
-        mha.set_fastpath_enabled(value=was)

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgekit.core.errors import ConfigError, PassError
+from edgekit.core.attention import without_fast_path
+from edgekit.core.errors import PassError
 from edgekit.core.program import TorchProgram
 from edgekit.core.task import Task
-from edgekit.core.user_code import blame_user
 from edgekit.passes._lora.layers import ROOT
-from edgekit.passes._lora.library import layers_called, peft, torch_
+from edgekit.passes._lora.library import peft, torch_
+from edgekit.passes._training.examples import first_examples
 from edgekit.passes._training.loop import Outcome, train
 from edgekit.passes._training.options import Training
 from edgekit.passes._training.seeds import own_random_numbers, seed_epoch
@@ -92,7 +93,7 @@ def train_adapters(
     adapted = program.with_module(holder[_HELD])
     trainable = _freeze(holder)
     total = sum(parameter.numel() for parameter in holder.parameters())
-    with layers_called():
+    with without_fast_path():
         outcome = train(adapted, task, training, context, name="lora")
         if outcome.epochs and outcome.best_epoch == 0:
             return Trained(None, outcome, trainable, total)
@@ -141,14 +142,8 @@ def probe(program: TorchProgram, task: Task | None) -> Batch:
     """
     if task is None:
         return program.example_inputs
-    who = f"{type(task).__name__}.examples('validation')"
-    with blame_user(who):
-        found = next(iter(task.examples("validation")), None)
-    if found is None:
-        return program.example_inputs
-    if missing := [name for name in program.input_names if name not in found]:
-        raise ConfigError(f"{who} lacks the input '{missing[0]}' of the model; it has: {', '.join(found)}.")
-    return found
+    found = first_examples(program, task, "validation", 1)
+    return found[0] if found else program.example_inputs
 
 
 def plain(module: Any, merged: Any) -> Any:

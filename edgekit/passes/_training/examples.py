@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sized
+from itertools import islice
 from typing import Any, cast
 
 from edgekit.core.errors import ConfigError
@@ -124,6 +125,20 @@ def metric_of(program: TorchProgram, task: Task, split: Split = "validation") ->
         if task.metric not in scores:
             raise ConfigError(f"{_name(task)}.score gives {sorted(scores)}, but the metric is '{task.metric}'.")
         return float(scores[task.metric])
+
+
+def first_examples(program: TorchProgram, task: Task, split: Split, count: int) -> list[Batch]:
+    """The first batches of inputs of a split, checked; none where it is empty.
+
+    Raises:
+        ConfigError: One lacks an input of the model, or the person's `examples` raises.
+    """
+    who = f"{_name(task)}.examples('{split}')"
+    with blame_user(who):
+        found = list(islice(task.examples(split), count))
+    for batch in found:
+        _check_inputs(program, batch, who)
+    return found
 
 
 def is_better(task: Task, value: float, than: float | None) -> bool:

@@ -36,11 +36,13 @@ def named(
     return found
 
 
-def write_inputs(files: Mapping[str, Path], specs: Specs, axes: Mapping[str, Sequence[int]], folder: Path) -> int:
+def write_inputs(
+    files: Mapping[str, Path], specs: Specs, axes: Mapping[str, Sequence[int]], folder: Path
+) -> tuple[int, int]:
     """Raw values of each input, one call after another, as `<place of the input>.bin`.
 
     Returns:
-        The number of calls.
+        The number of calls, and that of the examples.
     """
     import numpy as np
 
@@ -59,7 +61,7 @@ def write_inputs(files: Mapping[str, Path], specs: Specs, axes: Mapping[str, Seq
     finally:
         for stream in streams:
             stream.close()
-    return calls
+    return calls, inputs.examples
 
 
 class Answers:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from edgekit.core import schema
+from edgekit.core.artifact import Artifact, Manifest, describe_files, load_artifact
+from edgekit.core.lowering import Lowering
+from edgekit.core.model import TensorSpec
+
+Maker = Callable[[Path, int], tuple[str, dict[str, str]]]
+"""Writes a model of a batch size into a folder; gives its main file and bindings."""
 
 WEIGHTS = np.arange(12, dtype=np.float32).reshape(4, 3) / 10
 
@@ -95,3 +104,28 @@ def tflite_model(folder: Path, batch: int) -> tuple[str, dict[str, str]]:
     builder.Finish(model.Pack(builder), b"TFL3")
     (folder / "model.tflite").write_bytes(bytes(builder.Output()))
     return "model.tflite", {"inputs.x": "args_0", "outputs.y": "output_0"}
+
+
+def artifact_in(
+    folder: Path, make: Maker, *, backend: str, batch: int = 2, target: str = "here", source: str = "model.py"
+) -> Artifact:
+    """An artifact of one of these models, named tiny; what else is in the folder already is part of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    main, bindings = make(folder, batch)
+    manifest = Manifest(
+        schema_version=1,
+        name="tiny",
+        backend=backend,
+        target=target,
+        main=main,
+        files=describe_files(folder),
+        inputs=(TensorSpec("x", (batch, 4)),),
+        outputs=(TensorSpec("y", (batch, 3)),),
+        lowering=Lowering(),
+        history=(),
+        source=source,
+        source_digest="0",
+        bindings=bindings,
+    )
+    (folder / "manifest.json").write_text(schema.to_json(manifest))
+    return load_artifact(folder)

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from edgekit.core import schema
+from edgekit.core.cost import macs_of
 from edgekit.core.errors import ConfigError, PassError
 from edgekit.core.model import Model, TensorSpec
 from edgekit.core.program import TorchProgram
 from edgekit.flow.recipe import parse_recipe
-from edgekit.passes._channels.cost import macs_of
 from edgekit.passes._channels.groups import find_groups
 from edgekit.passes._channels.importance import scores_of
 from edgekit.passes._training.options import Training

@@ -5,40 +5,18 @@ import sys
 import numpy as np
 import pytest
 
-from edgekit.core import schema
-from edgekit.core.artifact import Manifest, describe_files, load_artifact
 from edgekit.core.device import Device
-from edgekit.core.lowering import Lowering
-from edgekit.core.model import TensorSpec
 from edgekit.core.workload import RunPlan, RuntimeRequirement, Workload
 from edgekit.runners.base import HealthCheck, Job
 from edgekit.transports.base import connect
-from tests.unit.agent.models import WEIGHTS, onnx_model
+from tests.unit.agent.models import WEIGHTS, artifact_in, onnx_model
 
 EXAMPLES = np.arange(20, dtype=np.float32).reshape(5, 4)
 
 
 @pytest.fixture
 def artifact(tmp_path):
-    folder = tmp_path / "artifact"
-    folder.mkdir()
-    main, _ = onnx_model(folder, batch=2)
-    manifest = Manifest(
-        schema_version=1,
-        name="tiny",
-        backend="onnxruntime",
-        target="here",
-        main=main,
-        files=describe_files(folder),
-        inputs=(TensorSpec("x", (2, 4)),),
-        outputs=(TensorSpec("y", (2, 3)),),
-        lowering=Lowering(),
-        history=(),
-        source="model.py",
-        source_digest="0",
-    )
-    (folder / "manifest.json").write_text(schema.to_json(manifest))
-    return load_artifact(folder)
+    return artifact_in(tmp_path / "artifact", onnx_model, backend="onnxruntime")
 
 
 @pytest.fixture

@@ -15,11 +15,8 @@ import numpy as np
 import pytest
 
 from edgekit.core import schema
-from edgekit.core.artifact import Manifest, describe_files, load_artifact
 from edgekit.core.errors import ConfigError, StableDeviceError, TransientDeviceError, VerificationError
 from edgekit.core.files import sha256_file
-from edgekit.core.lowering import Lowering
-from edgekit.core.model import TensorSpec
 from edgekit.core.progress import Silent
 from edgekit.core.run_output import measurements_of
 from edgekit.core.workload import RunPlan, RuntimeRequirement, Workload
@@ -30,7 +27,7 @@ from edgekit.runners.benchmark_model import BenchmarkModelRunner, flags
 from edgekit.transports.base import connect
 from edgekit.transports.fake import FaultyTransport
 from tests.devices import benchmark_model as stand_in
-from tests.unit.agent.models import WEIGHTS, tflite_model
+from tests.unit.agent.models import WEIGHTS, artifact_in, tflite_model
 
 EXAMPLES = np.arange(20, dtype=np.float32).reshape(5, 4)
 LATENCY = Workload("latency", "latency", warmup_runs=2, min_runs=3, min_seconds=0.0, max_seconds=5.0, processes=2)
@@ -56,25 +53,8 @@ def make_artifact(tmp_path):
     def make(name="one", extra="x"):
         folder = tmp_path / f"artifact-{name}"
         (folder / "labels").mkdir(parents=True)
-        main, bindings = tflite_model(folder, batch=2)
         (folder / "labels" / "names.txt").write_text(extra)
-        manifest = Manifest(
-            schema_version=1,
-            name="tiny",
-            backend="litert",
-            target="android-arm64",
-            main=main,
-            files=describe_files(folder),
-            inputs=(TensorSpec("x", (2, 4)),),
-            outputs=(TensorSpec("y", (2, 3)),),
-            lowering=Lowering(),
-            history=(),
-            source=f"{name}.py",
-            source_digest="0",
-            bindings=bindings,
-        )
-        (folder / "manifest.json").write_text(schema.to_json(manifest))
-        return load_artifact(folder)
+        return artifact_in(folder, tflite_model, backend="litert", target="android-arm64", source=f"{name}.py")
 
     return make
 

@@ -113,7 +113,7 @@ def test_values_go_out_padded_and_come_back_without_the_padding(tmp_path):
     examples = np.arange(60, dtype=np.float32).reshape(5, 4, 3)
     np.save(tmp_path / "image.npy", examples)
     files = {"image": tmp_path / "image.npy"}
-    assert answers.write_inputs(files, inputs, axes, tmp_path / "raw") == 3
+    assert answers.write_inputs(files, inputs, axes, tmp_path / "raw") == (3, 5)
     sent = np.fromfile(tmp_path / "raw/0.bin", np.float32).reshape(6, 3, 4)
     assert np.array_equal(sent[:5], examples.transpose(0, 2, 1))
     outputs = answers.named([{"name": "out", "dtype": "float32", "shape": [2, 3]}], "outputs", {"outputs.y": "out"}, {})

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.common import ROOT
 from benchmarks.workshop import CellError, Ended, Found, Workshop
@@ -34,31 +32,42 @@ def keep(folder: Path, artifact: Path) -> None:
     (folder / "run.json").write_text(json.dumps(run))
 
 
-def compiled(shop: Workshop, argv: Sequence[str], cwd: Path, env: Mapping[str, str] | None = None) -> Found:
-    """What `edgekit compile … --json` says of its one artifact.
+def said(shop: Workshop, argv: Sequence[str], cwd: Path, env: Mapping[str, str] | None = None) -> tuple[Found, Ended]:
+    """What `edgekit … --json` says, and how it ended.
 
     Raises:
-        CellError: It failed.
+        CellError: It says nothing, or that it failed.
+    """
+    document, ended = answered(shop, argv, cwd, env)
+    if "error" in document:
+        raise CellError(document["error"]["message"])
+    return document, ended
+
+
+def answered(
+    shop: Workshop, argv: Sequence[str], cwd: Path, env: Mapping[str, str] | None = None
+) -> tuple[Found, Ended]:
+    """The document of `edgekit … --json`, an error's too.
+
+    Raises:
+        CellError: There is none.
     """
     ended = shop.child([sys.executable, "-m", "edgekit", *argv, "--json"], cwd=cwd, env=env)
     try:
         document: Found = json.loads(ended.stdout)
     except ValueError as error:
         raise CellError(ended.last_words()) from error
-    if "error" in document:
-        raise CellError(document["error"]["message"])
-    found: Found = document["artifacts"][0]
+    return document, ended
+
+
+def compiled(shop: Workshop, argv: Sequence[str], cwd: Path, env: Mapping[str, str] | None = None) -> Found:
+    """What `edgekit compile … --json` says of its one artifact.
+
+    Raises:
+        CellError: It failed.
+    """
+    found: Found = said(shop, argv, cwd, env)[0]["artifacts"][0]
     return found
-
-
-def asked(shop: Workshop, verb: str, request: Mapping[str, Any]) -> Ended:
-    """Run the runtimes' module, which the benchmarks of quantization and compression share."""
-    with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as stream:
-        json.dump(request, stream)
-    try:
-        return shop.child([sys.executable, "-m", "benchmarks._quantization.runtime", verb, stream.name])
-    finally:
-        Path(stream.name).unlink()
 
 
 def speeds(shop: Workshop, models: Mapping[str, str], inputs: Mapping[str, str]) -> Found:
@@ -77,4 +86,4 @@ def speeds(shop: Workshop, models: Mapping[str, str], inputs: Mapping[str, str])
     if first not in found:
         raise CellError(f"the artifact of {key} is not here: make it with --again --only {key}")
     rounds = _QUICK_ROUNDS if shop.quick else _ROUNDS
-    return asked(shop, "speed", {"models": found, "inputs": dict(inputs), "rounds": rounds}).document()
+    return shop.asked("runtime", ("speed",), {"models": found, "inputs": dict(inputs), "rounds": rounds}).document()

@@ -1,8 +1,8 @@
 """What runs in child processes of the benchmark: artifacts, by the drivers that edgekit puts on devices.
 
-    python -m benchmarks._quantization.runtime outputs REQUEST.json     # answers of one artifact, saved as .npy
-    python -m benchmarks._quantization.runtime speed REQUEST.json       # process time of several, in interleaved rounds
-    python -m benchmarks._quantization.runtime evaluated REQUEST.json   # compile for Core ML, evaluate by reference
+    python -m benchmarks.runtime outputs REQUEST.json     # answers of one artifact, saved as .npy
+    python -m benchmarks.runtime speed REQUEST.json       # process time of several, in interleaved rounds
+    python -m benchmarks.runtime evaluated REQUEST.json   # compile for Core ML, evaluate by reference
 
 Plain files of a library and edgekit's artifacts are run in the same way, single-threaded, one example at a time.
 """
@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.common import interleaved, ratio
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def driver_of(model: Mapping[str, Any]) -> Any:
