@@ -34,7 +34,7 @@ from edgekit.flow.sensitivity import layers_of
 from edgekit.flow.sidebyside import side_by_side
 from edgekit.flow.source import load_source
 from edgekit.flow.state import ModelInfo, ModelState
-from edgekit.flow.verify import HostRun, require_parity, run_on_host, tolerance_of
+from edgekit.flow.verify import HostRun, Tolerance, require_parity, run_on_host, tolerance_of
 from edgekit.frontends.base import split_source
 
 if TYPE_CHECKING:
@@ -199,9 +199,30 @@ class Builder:
             return self._unverified(artifact, target, cached)
         return self._compared(artifact, target, cached, plan.state)
 
+    def stage(
+        self, state: ModelState, lowering: Lowering, target: Target, backend_name: str | None = None
+    ) -> tuple[Artifact, InputFiles]:
+        """The artifact of a model on its way through a recipe, proven on the golden inputs; these too.
+
+        Raises:
+            UnsupportedModelError: The backend cannot do it.
+            VerificationError: It does not compute what the model computes.
+        """
+        plan = self._plan(target, backend_name, lowering, state)
+        artifact = self._made(plan, self.progress)
+        golden = self._golden()
+        reference = reference_outputs(plan.state.info.digest, plan.state.live, golden, self.cache, self.progress)
+        taken = as_taken(golden, artifact.manifest.inputs, self.cache)
+        tolerance = self._tolerance(plan.backend, lowering, target)
+        host = run_on_host(artifact, target, [taken], {taken.name: reference}, self.cache, self.progress, tolerance)
+        require_parity(artifact, host.verification)
+        return artifact, taken
+
     def state_for(self, target: Target, backend: Backend) -> ModelState:
         """The model after the recipe's passes, in a form that the backend reads."""
-        state = self.compressed(self.project.recipe_for(target))
+        return self._readable(self.compressed(self.project.recipe_for(target)), backend)
+
+    def _readable(self, state: ModelState, backend: Backend) -> ModelState:
         return state if state.info.format in backend.reads else as_torch(state, self.tools)
 
     def prepare(self, wanted: Sequence[tuple[Target, str | None]]) -> None:
@@ -222,7 +243,13 @@ class Builder:
             side_by_side([functools.partial(self._made, plan) for plan in plans.values()], self.progress)
         self._converted |= plans.keys()
 
-    def _plan(self, target: Target, backend_name: str | None, lowering: Lowering | None = None) -> _Plan:
+    def _plan(
+        self,
+        target: Target,
+        backend_name: str | None,
+        lowering: Lowering | None = None,
+        state: ModelState | None = None,
+    ) -> _Plan:
         """What has to be made, with everything refused that can be refused before it is."""
         lowering = lowering or self.project.recipe_for(target).lowering
         if lowering.precision == AUTO:
@@ -235,7 +262,7 @@ class Builder:
         if not source.exists():
             raise ConfigError(f"There is no file '{source}'.", "Check `source:` in edgekit.yaml, or the path as typed.")
         backend.refuse_unsupported(backend.reads[0], (), lowering, target)
-        state = self.state_for(target, backend)
+        state = self.state_for(target, backend) if state is None else self._readable(state, backend)
         backend.refuse_unsupported(state.info.format, state.info.outputs, lowering, target)
         calibration = self._calibration(lowering)
         key = self._artifact_key(backend, state, lowering, target, calibration)
@@ -351,6 +378,10 @@ class Builder:
         }
         return sha256_text(schema.canonical_json(parts).decode())
 
+    def _tolerance(self, backend: Backend, lowering: Lowering, target: Target) -> Tolerance:
+        said = (self.project.recipe_for(target).verify, self.verify)
+        return tolerance_of(backend.computed_precision(lowering, target), *said)
+
     def _golden(self) -> InputFiles:
         def examples() -> Mapping[str, Array]:
             return self.source.live().example_inputs
@@ -380,9 +411,8 @@ class Builder:
 
         references = outputs_of(state)
         taken = tuple(as_taken(s, artifact.manifest.inputs, self.cache) for s in sets)
-        said = (self.project.recipe_for(target).verify, self.verify)
-        precision = backends.create(artifact.manifest.backend).computed_precision(artifact.manifest.lowering, target)
-        tolerance = tolerance_of(precision, *said)
+        manifest = artifact.manifest
+        tolerance = self._tolerance(backends.create(manifest.backend), manifest.lowering, target)
         host = run_on_host(artifact, target, taken, references, self.cache, self.progress, tolerance)
         splits = [s.name for s in sets if s.name in SPLITS]
         data = self.data

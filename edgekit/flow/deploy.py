@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from edgekit.flow.ladder import Made, fastest
 from edgekit.flow.measure import Settings, new_run, visit
 from edgekit.flow.rungs import Rung, title
 from edgekit.flow.store import Store
+from edgekit.flow.turns import by_turns
 from edgekit.flow.verify import local_device
 from edgekit.runners.base import registry as runners
 from edgekit.transports.base import connect
@@ -182,15 +184,14 @@ def _fastest_on(device: Device, finalists: Sequence[Rung], settings: Settings, p
         progress.note(f"{device.name}: {title(finalists[0])} is the only one inside the budget")
         return finalists[0]
     once = replace(settings, processes=1, accuracy=False)
-    times: dict[str, list[float]] = {}
     run = new_run()
-    # In turns: what else happens on a device then falls on all of them alike.
-    for _ in range(settings.processes):
-        for rung in finalists:
-            if rung.built is not None:
-                result = visit(rung.built, device, once, progress, run=run, release=False)
-                latency = result.measured("latency_ms")
-                times.setdefault(title(rung), []).extend(latency.values if latency is not None else ())
+
+    def latencies(built: Built) -> tuple[float, ...]:
+        latency = visit(built, device, once, progress, run=run, release=False).measured("latency_ms")
+        return latency.values if latency is not None else ()
+
+    made = {title(rung): functools.partial(latencies, rung.built) for rung in finalists if rung.built is not None}
+    times = by_turns(made, settings.processes)
     kept, medians = fastest(finalists, times)
     for rung in finalists:
         median = medians.get(title(rung))

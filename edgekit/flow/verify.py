@@ -283,11 +283,30 @@ def execute_here(
     backend = backends.create(artifact.manifest.backend)
     if not backend.can_run() and backend.reference_driver is not None:
         return evaluate(artifact, backend.reference_driver, sets, outputs, progress, kind)
-    workloads = [Workload(kind, s.name, inputs=s.name) for s in sets]
-    plan = backend.run_plan(artifact.manifest, target, workloads)
+    return _run_here(artifact, target, [Workload(kind, s.name, inputs=s.name) for s in sets], sets, outputs, progress)
+
+
+def time_here(
+    artifact: Artifact, target: Target, inputs: InputFiles, seconds: float, outputs: Path, progress: Progress
+) -> tuple[float, ...]:
+    """Latencies in ms of an artifact in its runtime on this host, of one fresh process that is timed for `seconds`."""
+    workload = Workload("latency", "latency", target.threads, inputs.name, min_seconds=seconds, max_seconds=2 * seconds)
+    output = _run_here(artifact, target, [workload], [inputs], outputs, progress)
+    return output.runs[0].samples_ms
+
+
+def _run_here(
+    artifact: Artifact,
+    target: Target,
+    workloads: Sequence[Workload],
+    sets: Sequence[InputFiles],
+    outputs: Path,
+    progress: Progress,
+) -> RunOutput:
+    backend = backends.create(artifact.manifest.backend)
     job = Job(
         artifact=backend.driven(artifact),
-        plan=plan,
+        plan=backend.run_plan(artifact.manifest, target, workloads),
         outputs=outputs,
         inputs={s.name: s.files for s in sets},
         host_runtime=True,

@@ -24,8 +24,6 @@ from edgekit.report.words import DASH, percent, times
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-LATENCY = "torch on this host, one thread, processor time; the device's own numbers come from deploy"
-"""What the latency of a stage is, wherever it is shown."""
 _LIBRARIES = ("plotly", "jinja2")
 _ZEROS_SHOWN = 0.005
 DEFINITIONS = {
@@ -34,7 +32,9 @@ DEFINITIONS = {
     "Zeros": "Share of parameters that are exactly zero. They make a file smaller only where it stores them as such.",
     "Metric": "On the validation split, which decides; ± is the standard error of a share of examples. The test split is"
     " only reported.",
-    "Latency": f"Against the source's ({LATENCY}). All stages by turns, the least of each counts.",
+    "Latency": "Against the source's: of torch the least processor time of all turns, in a target's runtime the median."
+    " All stages by turns.",
+    "File": "The stage converted for the target, weights as float32 unless pruning's zeros are left out of it.",
     "Time": "How long the pass took when it ran; a pass found in the cache keeps that time.",
     "Rolled back": "The pass broke the budget and was undone: its row is what the model would have been.",
 }
@@ -125,7 +125,12 @@ def document(shown: Shown) -> dict[str, Any]:
         "direction": shown.direction if shown.metric else None,
         "validation_examples": shown.examples,
         "stages": [_plain_stage(shown, place) for place in range(len(shown.made.stages))],
-        "latency": {"of": LATENCY, "rounds": timings.rounds, "again": schema.to_plain(timings.again)}
+        "latency": {
+            "of": timings.of,
+            "rounds": timings.rounds,
+            "again": schema.to_plain(timings.again),
+            "lowered": schema.to_plain(timings.lowered) if timings.lowered else None,
+        }
         if timings
         else None,
         "test": {"source": dict(shown.test[0]), "result": dict(shown.test[1]), "examples": shown.test_examples}
@@ -177,7 +182,8 @@ def lines(shown: Shown) -> list[str]:
     """What is said below the table."""
     said = []
     if shown.timings:
-        said.append(f"latency: {LATENCY}; the source timed a second time: {times(shown.timings.again.ratio)}")
+        said.append(f"latency: {shown.timings.of}; the source timed a second time: {times(shown.timings.again.ratio)}")
+        said += _lowered(shown.timings)
     if shown.test[0]:
         changes = [
             f"{name} {_value(value, share_error(value, shown.test_examples))} →"
@@ -188,6 +194,14 @@ def lines(shown: Shown) -> list[str]:
     if shown.budget:
         said.append(shown.budget)
     return said
+
+
+def _lowered(timings: Timings) -> list[str]:
+    source, lowered = timings.stages[0], timings.lowered
+    if source is None or lowered is None or not (lowered.file_bytes and source.file_bytes):
+        return []
+    size = f"{format_bytes(lowered.file_bytes)}, {times(source.file_bytes / lowered.file_bytes)} smaller"
+    return [f"lowered as the recipe says: {times(lowered.ratio)} the source's latency; {size}"]
 
 
 def write_html(shown: Shown, path: Path) -> None:
@@ -231,6 +245,7 @@ def _columns(shown: Shown) -> list[tuple[str, Cell]]:
         ("zeros", (lambda stage, _: percent(_zeros(shown.cost(stage)))) if some_zeros else None),
         ("MACs", lambda stage, _: f"{shown.cost(stage).macs:,}" if shown.cost(stage).macs else DASH),
         ("size", lambda stage, _: format_bytes(shown.cost(stage).weight_bytes)),
+        ("file", (lambda _, place: _file(shown.timing(place))) if _has_files(shown) else None),
         *((f"{name} (validation)", _metric_cell(shown, name)) for name in names),
         ("latency", (lambda _, place: _ratio(shown.timing(place))) if shown.timings else None),
         ("time", lambda stage, _: format_duration(stage.record.seconds) if stage.record else ""),
@@ -251,6 +266,15 @@ def _metric_cell(shown: Shown, name: str) -> Cell:
 
 def _value(value: float | None, error: float | None = None) -> str:
     return DASH if value is None else f"{value:.4g}{f' ± {error:.2g}' if error else ''}"
+
+
+def _has_files(shown: Shown) -> bool:
+    first = shown.timing(0)
+    return first is not None and first.file_bytes is not None
+
+
+def _file(timing: Timing | None) -> str:
+    return DASH if timing is None or timing.file_bytes is None else format_bytes(timing.file_bytes)
 
 
 def _ratio(timing: Timing | None) -> str:
@@ -302,9 +326,15 @@ def _charts(shown: Shown) -> list[charts.Chart]:
     made = [_path(shown, f"{shown.metric} and size", "size of the weights, MB", sizes)]
     if shown.timings:
         made.append(
-            _path(shown, f"{shown.metric} and latency", "latency against the source’s (torch on this host)", ratios)
+            _path(
+                shown, f"{shown.metric} and latency", f"latency against the source’s ({_where(shown.timings)})", ratios
+            )
         )
     return made
+
+
+def _where(timings: Timings) -> str:
+    return timings.of.partition(",")[0]
 
 
 def _path(shown: Shown, title: str, axis: str, places: list[float | None] | list[float]) -> charts.Chart:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from edgekit.core.errors import ConfigError
 from edgekit.core.schema import parse_yaml
-from edgekit.flow.cost import time_stages
+from edgekit.core.target import load_target
+from edgekit.flow.cost import time_files, time_stages
 from edgekit.flow.recipe import parse_recipe
 from tests.unit.flow import kit
 
@@ -51,3 +53,31 @@ def test_fewer_multiplications_are_seen_in_the_ratio_to_the_source(wide, heard):
     assert 0.3 < timings.again.ratio < 3
     assert timings.rounds >= 5
     assert torch.get_num_threads() == threads
+
+
+def test_the_stages_are_files_of_a_target_timed_in_its_runtime(wide, heard):
+    text = (
+        "schema_version: 1\npasses: [{low_rank: {energy: 0.99}}, {fold_batch_norm: {}}]\n"
+        "lowering: {quantize: {scheme: dynamic_wi8_afp32}}\n"
+    )
+    recipe = parse_recipe(parse_yaml(text, "recipe.yaml"))
+    builder = kit.builder_in(wide, heard)
+    where = (load_target("linux-x86", wide), "onnxruntime")
+    timings = time_files(builder.compression(recipe), recipe, builder, where)
+    source, factorized, unchanged = timings.stages
+    assert source.ratio == 1
+    assert factorized.ratio < 0.6
+    assert factorized.file_bytes < 0.5 * source.file_bytes
+    assert unchanged == factorized
+    assert timings.lowered.file_bytes < 0.5 * factorized.file_bytes
+    assert 0.2 < timings.again.ratio < 5
+    assert timings.again.file_bytes == source.file_bytes
+    assert timings.of.startswith("onnxruntime 1.")
+    assert "threads: " in timings.of
+
+
+def test_a_target_whose_runtime_is_not_on_this_host_is_refused(wide, heard):
+    recipe = parse_recipe(parse_yaml("schema_version: 1\npasses: [{fold_batch_norm: {}}]\n", "recipe.yaml"))
+    builder = kit.builder_in(wide, heard)
+    with pytest.raises(ConfigError, match="The runtime of coreml does not exist on this host"):
+        time_files(builder.compression(recipe), recipe, builder, (load_target("iphone15", wide), None))

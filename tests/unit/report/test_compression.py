@@ -86,6 +86,23 @@ def test_the_test_split_and_the_noise_are_told_below_the_table():
     assert "the source timed a second time: 1.02×" in said
 
 
+def test_files_of_a_target_have_their_size_and_what_the_lowering_makes_of_them():
+    timings = Timings(
+        (Timing(2, 1, 4000), Timing(1, 0.5, 2000)),
+        Timing(2.1, 1.05, 4000),
+        3,
+        "litert 2 on this host, float32",
+        Timing(1, 0.25, 1000),
+    )
+    made = shown(PRUNED, timings=timings)
+    columns, rows = compression.table(made)
+    assert [row[columns.index("file")] for row in rows] == ["4 kB", "2 kB"]
+    said = "\n".join(compression.lines(made))
+    assert "latency: litert 2 on this host, float32; the source timed a second time: 1.05×" in said
+    assert "lowered as the recipe says: 0.25× the source's latency; 1 kB, 4.0× smaller" in said
+    assert compression.document(made)["latency"]["lowered"]["file_bytes"] == 1000
+
+
 def test_the_document_is_json_with_every_stage():
     document = json.loads(json.dumps(compression.document(shown(PRUNED, UNDONE))))
     assert [(s["name"], s["kept"], s["changed"]) for s in document["stages"]] == [
