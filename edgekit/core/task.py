@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
+
+from edgekit.core.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,3 +61,22 @@ def joined(outputs: Sequence[Batch], name: str) -> Array:
     import numpy as np
 
     return np.concatenate([np.asarray(batch[name]) for batch in outputs], axis=0)
+
+
+def trainable(task: Task | None, who: str) -> TrainableTask:
+    """The task as one that a model can be trained with.
+
+    Raises:
+        ConfigError: There is none, or it lacks what training needs.
+    """
+    hint = "Give the task batches(split), which yields (inputs, whatever the loss needs), and loss(outputs, batch)."
+    if task is None:
+        raise ConfigError(
+            f"{who} trains the model, but there is no task to train it for.", f"task: task.py:NAME. {hint}"
+        )
+    lacking = [part for part in ("batches", "loss") if not callable(getattr(task, part, None))]
+    if lacking:
+        raise ConfigError(
+            f"{who} trains the model, but the task '{type(task).__name__}' lacks: {', '.join(lacking)}.", hint
+        )
+    return cast("TrainableTask", task)

@@ -16,6 +16,7 @@ from edgekit.core.files import sha256_file, sha256_text
 from edgekit.core.grid import GRIDS
 from edgekit.core.model import Model, PassRecord
 from edgekit.core.progress import Progress
+from edgekit.core.task import trainable
 from edgekit.flow.cache import Cache
 from edgekit.flow.checkpoint import WEIGHTS, replay, save_checkpoint
 from edgekit.flow.data import DataSet
@@ -102,6 +103,7 @@ def compress(source: ModelState, recipe: Recipe, tools: Tools) -> Compressed:
     run, or is undone where the budget says so; either way the loss is counted from the source, not from the pass before.
 
     Raises:
+        ConfigError: A pass trains, and the task cannot be trained with; said before any pass runs.
         UnsupportedModelError: A pass cannot take the model.
         PassError: A pass failed, or broke what it must keep.
         BudgetError: A pass lost more of the metric than the budget allows.
@@ -109,6 +111,10 @@ def compress(source: ModelState, recipe: Recipe, tools: Tools) -> Compressed:
     budget = recipe.budget
     if budget is not None and (tools.data is None or tools.data.split("validation") is None):
         tools.progress.warn("The recipe's budget limits nothing: there are no validation examples to judge a loss by.")
+    for step in recipe.passes:
+        if step.trains:
+            # Said now: its turn may come after hours of other passes.
+            trainable(tools.data.task if tools.data is not None else None, f"The pass '{step.name}'")
     state, key = source, source.info.digest
     stages = [Stage(SOURCE, source)]
     before = metrics_of(source, tools) if recipe.passes else {}

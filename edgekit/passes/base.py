@@ -89,6 +89,11 @@ class Pass(abc.ABC):
                 "Point `source` at the factory that builds the module: model.py:build",
             )
 
+    @property
+    def trains(self) -> bool:
+        """Whether, with these options, it needs a task to train with. Known before any pass runs."""
+        return False
+
     def own_files(self, task: Task | None) -> tuple[Path, ...]:
         """Files of the person's own that decide what it does, beside the task's and the model's."""
         return ()

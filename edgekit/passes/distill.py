@@ -26,7 +26,7 @@ from edgekit.core.errors import ConfigError, nearest
 from edgekit.core.extras import require
 from edgekit.core.model import Model
 from edgekit.core.program import TORCH_EXTRA, TorchProgram, flatten
-from edgekit.core.task import Task
+from edgekit.core.task import Task, trainable
 from edgekit.core.user_code import blame_user
 from edgekit.passes._distill.factories import Factory, Role, digest_of, files_of
 from edgekit.passes._distill.losses import DistillHooks, Loss, Match, is_distribution, match, with_projections
@@ -129,6 +129,11 @@ class Distill(Pass):
     Options: ClassVar[type[Any]] = DistillOptions
     before: ClassVar[tuple[str, ...]] = ("learned_rounding", "prune_magnitude", "quantize_aware")
 
+    @property
+    def trains(self) -> bool:
+        """See `Pass.trains`."""
+        return True
+
     def own_files(self, task: Task | None) -> tuple[Path, ...]:
         """See `Pass.own_files`: the factories' files, and what they import from beside them."""
         paths = [factory.path(task) for factory in (self._teacher_factory, self._student_factory) if factory]
@@ -143,7 +148,7 @@ class Distill(Pass):
         """
         program = model.program
         assert isinstance(program, TorchProgram)  # noqa: S101 - `requires` has checked; this tells the type checker
-        able = examples.trainable(task, f"The pass '{self.name}'")
+        able = trainable(task, f"The pass '{self.name}'")
         module = self._module(self._student_factory, program, task, context)
         taught = self._module(self._teacher_factory, program, task, context)
         setup = _Setup(program, taught, module, self.options, context)

@@ -32,6 +32,11 @@ class Finetune(Pass):
     Options: ClassVar[type[Any]] = Training
     before: ClassVar[tuple[str, ...]] = ("quantize_aware", "learned_rounding")
 
+    @property
+    def trains(self) -> bool:
+        """See `Pass.trains`."""
+        return True
+
     def own_files(self, task: Task | None) -> tuple[Path, ...]:
         """See `Pass.own_files`: the person's own training loop."""
         return own_files(self.options, task)

@@ -20,12 +20,11 @@ from typing import Any, ClassVar
 from edgekit.core.errors import PassError
 from edgekit.core.model import Model
 from edgekit.core.program import TorchProgram
-from edgekit.core.task import Task
+from edgekit.core.task import Task, trainable
 from edgekit.passes._graph import shortened
 from edgekit.passes._lora.adapter import files_of, merge
 from edgekit.passes._lora.layers import chosen, layers_of
 from edgekit.passes._lora.training import Adapter, Trained, train_adapters
-from edgekit.passes._training.examples import trainable
 from edgekit.passes._training.options import Training
 from edgekit.passes._training.own_loop import own_files
 from edgekit.passes.base import Pass, PassContext, PassResult
@@ -83,6 +82,11 @@ class Lora(Pass):
     summary: ClassVar[str] = "merge a low-rank adapter, or train one on the frozen model and merge it"
     Options: ClassVar[type[Any]] = LoraOptions
     before: ClassVar[tuple[str, ...]] = ("learned_rounding", "prune_magnitude", "quantize_aware")
+
+    @property
+    def trains(self) -> bool:
+        """See `Pass.trains`."""
+        return self.options.adapter is None
 
     def own_files(self, task: Task | None) -> tuple[Path, ...]:
         """See `Pass.own_files`: the adapter, or the person's own training loop."""

@@ -21,12 +21,11 @@ from typing import Any, ClassVar
 from edgekit.core.errors import PassError
 from edgekit.core.model import Model
 from edgekit.core.program import TorchProgram
-from edgekit.core.task import Task
+from edgekit.core.task import Task, trainable
 from edgekit.passes._channels.cut import rebuild, structure_of
 from edgekit.passes._channels.importance import check_task
 from edgekit.passes._channels.options import PruneChannelsOptions
 from edgekit.passes._channels.run import Run
-from edgekit.passes._training.examples import trainable
 from edgekit.passes._training.loop import train
 from edgekit.passes._training.own_loop import own_files
 from edgekit.passes.base import Pass, PassContext, PassResult
@@ -38,6 +37,11 @@ class PruneChannels(Pass):
     summary: ClassVar[str] = "remove the least important channels and heads, with training between the steps"
     Options: ClassVar[type[Any]] = PruneChannelsOptions
     before: ClassVar[tuple[str, ...]] = ("learned_rounding", "quantize_aware")
+
+    @property
+    def trains(self) -> bool:
+        """See `Pass.trains`."""
+        return self.options.finetune is not None
 
     def own_files(self, task: Task | None) -> tuple[Path, ...]:
         """See `Pass.own_files`: the person's own training loop."""

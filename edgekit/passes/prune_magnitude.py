@@ -25,7 +25,7 @@ from edgekit.core.extras import require
 from edgekit.core.layer_paths import fits, fits_any, no_layer
 from edgekit.core.model import Model
 from edgekit.core.program import TORCH_EXTRA, TorchProgram
-from edgekit.core.task import Task, TrainableTask
+from edgekit.core.task import Task, TrainableTask, trainable
 from edgekit.passes._graph import shortened
 from edgekit.passes._sparsity import (
     Pattern,
@@ -128,6 +128,11 @@ class PruneMagnitude(Pass):
     after: ClassVar[tuple[str, ...]] = ("distill", "lora", "low_rank", "prune_channels", "squeeze")
     before: ClassVar[tuple[str, ...]] = ("learned_rounding", "quantize_aware")
 
+    @property
+    def trains(self) -> bool:
+        """See `Pass.trains`."""
+        return self.options.finetune is not None or self.options.saliency == "obd"
+
     def own_files(self, task: Task | None) -> tuple[Path, ...]:
         """See `Pass.own_files`: the person's own training loop."""
         return own_files(self.options.finetune, task) if self.options.finetune else ()
@@ -148,7 +153,7 @@ class PruneMagnitude(Pass):
         training = options.finetune
         able = None
         if training is not None or options.saliency == "obd":
-            able = examples.trainable(task, f"The pass '{self.name}'")
+            able = trainable(task, f"The pass '{self.name}'")
         pruned = program.with_module(copy.deepcopy(program.module))
         masks = Masks(pruned, chosen, options, able)
         masks.check()

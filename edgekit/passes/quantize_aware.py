@@ -32,8 +32,7 @@ from edgekit.core.errors import ConfigError, PassError
 from edgekit.core.grid import Trained, structure_of
 from edgekit.core.model import Model
 from edgekit.core.program import TorchProgram
-from edgekit.core.task import Task
-from edgekit.passes._training.examples import trainable
+from edgekit.core.task import Task, trainable
 from edgekit.passes._training.grids import GridHooks, finished, fit_activations, install
 from edgekit.passes._training.layers import Layer, bits_by_layer, layers_of
 from edgekit.passes._training.levels import BITS, levels_of
@@ -95,6 +94,11 @@ class QuantizeAware(Pass):
 
     summary: ClassVar[str] = "train the model with weights of 8 to 1 bits"
     Options: ClassVar[type[Any]] = QuantizeAwareOptions
+
+    @property
+    def trains(self) -> bool:
+        """See `Pass.trains`."""
+        return True
 
     def own_files(self, task: Task | None) -> tuple[Path, ...]:
         """See `Pass.own_files`: the person's own training loop."""

@@ -24,9 +24,9 @@ from edgekit.core.extras import require
 from edgekit.core.layer_paths import fits_any, require_each_fits
 from edgekit.core.model import Model
 from edgekit.core.program import TORCH_EXTRA, TorchProgram
-from edgekit.core.task import Split, Task
+from edgekit.core.task import Split, Task, trainable
 from edgekit.passes._graph import shortened, tied_parameters
-from edgekit.passes._training.examples import first_examples, trainable
+from edgekit.passes._training.examples import first_examples
 from edgekit.passes._training.loop import train
 from edgekit.passes._training.options import Training
 from edgekit.passes._training.own_loop import own_files
@@ -73,6 +73,11 @@ class Squeeze(Pass):
     summary: ClassVar[str] = "replace named k×k convolutions by 1×1, fitted to what they gave on examples"
     Options: ClassVar[type[Any]] = SqueezeOptions
     before: ClassVar[tuple[str, ...]] = ("learned_rounding", "prune_magnitude", "quantize_aware")
+
+    @property
+    def trains(self) -> bool:
+        """See `Pass.trains`."""
+        return self.options.finetune is not None
 
     def own_files(self, task: Task | None) -> tuple[Path, ...]:
         """See `Pass.own_files`: the person's own training loop."""

@@ -5,30 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sized
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 from edgekit.core.errors import ConfigError
 from edgekit.core.extras import require
 from edgekit.core.program import TORCH_EXTRA, TorchProgram
 from edgekit.core.task import Batch, Split, Task, TrainableTask
 from edgekit.core.user_code import blame_user
-
-
-def trainable(task: Task | None, who: str) -> TrainableTask:
-    """The task as one that a model can be trained with.
-
-    Raises:
-        ConfigError: There is none, or it lacks what training needs.
-    """
-    hint = "Give the task batches(split), which yields (inputs, whatever the loss needs), and loss(outputs, batch)."
-    if task is None:
-        raise ConfigError(
-            f"{who} trains the model, but there is no task to train it for.", f"task: task.py:NAME. {hint}"
-        )
-    lacking = [part for part in ("batches", "loss") if not callable(getattr(task, part, None))]
-    if lacking:
-        raise ConfigError(f"{who} trains the model, but the task '{_name(task)}' lacks: {', '.join(lacking)}.", hint)
-    return cast("TrainableTask", task)
 
 
 def count_batches(task: TrainableTask) -> int:

@@ -20,7 +20,7 @@ from edgekit.core.extras import require, versions_of
 from edgekit.core.files import sha256_text, write_atomic
 from edgekit.core.program import TORCH_EXTRA, TorchProgram, tensors_digest
 from edgekit.core.progress import Step
-from edgekit.core.task import Task, TrainableTask
+from edgekit.core.task import Task, TrainableTask, trainable
 from edgekit.core.user_code import blame_user
 from edgekit.passes._training import checkpoint, examples
 from edgekit.passes._training.checkpoint import State
@@ -96,7 +96,7 @@ def train(
         PassError: The loss or the weights became infinite or no number.
     """
     hooks = hooks or Hooks()
-    able = examples.trainable(task, f"'{name}'")
+    able = trainable(task, f"'{name}'")
     with own_random_numbers():
         if training.loop is not None:
             seed_epoch(context.seed, 0)

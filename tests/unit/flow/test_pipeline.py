@@ -296,3 +296,15 @@ def test_a_seed_that_is_asked_for_takes_the_recipes_place(tasked):
     assert [project.recipe.seed for project in given] == [3, 0, 7]
     own = replace(kit.intel(), recipe={"schema_version": 1, "seed": 5})
     assert [replace(project, recipe=None).recipe_for(own).seed for project in given] == [5, 0, 7]
+
+
+def test_a_pass_that_trains_is_refused_before_any_pass_runs(tasked, monkeypatch):
+    monkeypatch.setattr(fold_batch_norm.FoldBatchNorm, "apply", lambda *_: pytest.fail("a pass ran"))
+    lacking = r"The pass 'finetune' trains the model, but the task '.*' lacks: batches, loss"
+    with pytest.raises(ConfigError, match=lacking):
+        kit.builder_in(tasked).compressed(recipe("passes: [{fold_batch_norm: {}}, {finetune: {epochs: 1}}]\n"))
+
+
+def test_a_merged_adapter_needs_no_task(plain):
+    steps = recipe("passes: [{lora: {adapter: adapter}}, {prune_magnitude: {sparsity: 0.5}}]\n").passes
+    assert [step.trains for step in steps] == [False, False]
