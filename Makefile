@@ -9,7 +9,7 @@ KEY   := $(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
 STAMP := $(VENV)/.installed-$(KEY)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check test format clean system-packages
+.PHONY: help venv demo check test test-vm format clean system-packages
 .DELETE_ON_ERROR:
 
 help:  ## This list
@@ -33,7 +33,7 @@ check: $(STAMP)  ## Lint, types and the fast tests: what to run before each comm
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow and not hardware"
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow and not hardware and not vm"
 
 system-packages:  ## Install the system packages that the whole test suite needs (Debian, Ubuntu)
 	bash scripts/install-system-packages.sh
@@ -42,7 +42,12 @@ test: $(STAMP) system-packages  ## Everything: lint, types, and the whole test s
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not hardware"
+	$(BIN)/python -m pytest -m "not hardware and not vm"
+
+VM_LOG := tests/vm/last-run.log
+
+test-vm: $(STAMP)  ## Deploy to a whole virtual Raspberry Pi that is cut off, rebooted and runs out of memory (docs/virtual-pi.md)
+	bash -o pipefail -c '$(BIN)/python -m pytest -v --tb=short -p no:cacheprovider -m vm tests/vm | tee $(VM_LOG)'
 
 bench-%: $(STAMP)  ## Run benchmarks/<name>.py
 	$(BIN)/python benchmarks/$*.py

@@ -110,6 +110,13 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> float:
     return statistics.median(x / y for x, y in zip(a, b, strict=True))
 
 
+def timed(work: Callable[[], object]) -> float:
+    """Wall seconds of a piece of work."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
 def wall(argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> float:
     """Wall seconds of a command; its output is shown only when it fails."""
     started = time.perf_counter()

@@ -7,6 +7,7 @@ report that ends it in report.html.
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -44,7 +45,11 @@ def main() -> int:
     for example in ("digits", "efficientnet_lite0"):
         runs.append(deploy(example, "--target", LITERT, "--backend", "onnxruntime", "--recipe", "recipe-float.yaml"))
         runs.append(reference(example, "--target", "iphone15", "--recipe", "recipe-float.yaml"))
-    say("6. Report")
+    say("6. Deploy the 8-bit digits network to an emulated Raspberry Pi 4 over SSH: correctness, no board's speed")
+    runs += on_an_emulated_pi()
+    say("7. Deploy it to a browser: LiteRT.js in a real Chromium")
+    runs += where_possible("digits", "--target", "web", "--recipe", "recipe-float.yaml", "--processes", "1")
+    say("8. Report")
     edgekit("digits", "report", *runs, "--html", str(REPORT))
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     print(f"\nDone in {minutes} min {seconds} s. Open {REPORT.relative_to(ROOT)} in a browser.")
@@ -58,7 +63,47 @@ def say(text: str) -> None:
 
 def deploy(example: str, *options: str) -> str:
     """Deploy an example and give the run's name; the document of the run is kept in demo/."""
-    answer = edgekit(example, "deploy", *options, "--json", capture=True)
+    return kept(edgekit(example, "deploy", *options, "--json", capture=True))
+
+
+def where_possible(example: str | Path, *options: str) -> list[str]:
+    """The same on a device that not every machine has; says in one line why not where it cannot be done."""
+    done = start(["edgekit", "deploy", *options, "--json"], HERE / example, capture=True)
+    if done.returncode == 0:
+        return [kept(done.stdout)]
+    left_out(json.loads(done.stdout)["error"]["message"])
+    return []
+
+
+def on_an_emulated_pi() -> list[str]:
+    """Start one and deploy to it, as to a board on a desk, from a copy of the example whose devices.yaml names it."""
+    sys.path.insert(0, str(ROOT))
+    from tests.devices.pi import EmulatedPi
+    from tests.devices.rootfs import UnavailableError, ensure
+    from tests.devices.sshd import make_key
+
+    folder, project = DEMO / "pi", DEMO / "digits-on-a-pi"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(HERE / "digits", project, ignore=shutil.ignore_patterns(".edgekit"), dirs_exist_ok=True)
+    folder.mkdir()
+    try:
+        ensure("arm64", lambda text: print(f"  {text}", flush=True))
+        with EmulatedPi(folder / "board", make_key(folder / "key")) as pi:
+            device = {key: value for key, value in vars(pi.device()).items() if value and key != "name"}
+            document = {"schema_version": 1, "devices": {"emulated-pi": device}}
+            (project / "devices.yaml").write_text(json.dumps(document, indent=2))
+            return where_possible(project, "--target", "rpi4", "--recipe", "recipe.yaml", "--processes", "1")
+    except UnavailableError as error:
+        left_out(str(error))
+        return []
+
+
+def left_out(why: str) -> None:
+    print(f"  left out: {' '.join(why.split())}")
+
+
+def kept(answer: str) -> str:
+    """The name of the run that a document is of, which is kept in demo/."""
     document = json.loads(answer)
     run_name = document["runs"][0]
     (DEMO / f"{run_name}.json").write_text(answer)
@@ -82,9 +127,16 @@ def edgekit(example: str, *arguments: str, capture: bool = False) -> str:
 
 
 def run(argv: list[str], folder: Path, *, capture: bool = False) -> str:
+    done = start(argv, folder, capture=capture)
+    if done.returncode != 0:
+        sys.exit(done.returncode)
+    return done.stdout or ""
+
+
+def start(argv: list[str], folder: Path, *, capture: bool) -> subprocess.CompletedProcess[str]:
     print(f"  {folder.relative_to(ROOT)} $ {shlex.join(argv)}", flush=True)
     program = [sys.executable, "-m", "edgekit"] if argv[0] == "edgekit" else [sys.executable]
-    done = subprocess.run(
+    return subprocess.run(
         [*program, *argv[1:]],
         cwd=folder,
         env={**os.environ, "EDGEKIT_RESULTS": str(DEMO / "results.sqlite")},
@@ -92,9 +144,6 @@ def run(argv: list[str], folder: Path, *, capture: bool = False) -> str:
         text=True,
         check=False,
     )
-    if done.returncode != 0:
-        sys.exit(done.returncode)
-    return done.stdout or ""
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 # Without root it prints the command to type, and exits 1 where something is missing.
 set -euo pipefail
 
-# One line a package: package | a program that shows it is there | why.
+# One line a package: package | a program, or a file, that shows it is there | why.
 packages() {
     cat <<'TABLE'
 chromium       | chromium   | the HTML report is opened in a real browser, and what it draws is looked at
@@ -15,6 +15,10 @@ openssh-server | sshd       | the ssh transport is tested against a real sshd on
 adb            | adb        | the adb transport is tested with the real program against a simulated device, on a server and port of its own
 mksh           | mksh       | is the simulated device's shell, as it is Android's
 toybox         | toybox     | gives that device Android's own tools and no others
+busybox        | busybox    | is the shell of a small Linux device that has no Python
+debootstrap    | debootstrap | fetches the Debian systems of the emulated Raspberry Pi
+debian-archive-keyring | /usr/share/keyrings/debian-archive-keyring.gpg | proves that those packages are Debian's
+qemu-user-static | qemu-aarch64-static | runs their programs, which are Arm's
 openssh-client | ssh-keygen | makes those keys; edgekit devices trust is compared with what ssh-keygen says
 TABLE
 }
@@ -22,7 +26,7 @@ TABLE
 trim() { sed 's/^[[:space:]]*//; s/[[:space:]]*$//' <<<"$1"; }
 
 # Daemons live in sbin, which is not on every user's PATH.
-present() { PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1; }
+present() { [ -f "$1" ] || PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1; }
 
 mode="${1:-install}"
 case "$mode" in

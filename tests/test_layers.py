@@ -244,7 +244,7 @@ def test_no_module_is_too_long_to_read(name: str) -> None:
     assert len(MODULES[name].read_text(encoding="utf-8").splitlines()) <= MAX_LINES
 
 
-AGENT_FILES = sorted(path for path in (PACKAGE / "agent").glob("*.py") if path.name != "__init__.py")
+AGENT_FILES = sorted(path for path in (PACKAGE / "agent").rglob("*.py") if path.name != "__init__.py")
 
 
 @pytest.mark.parametrize("path", AGENT_FILES, ids=lambda path: path.name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import re
@@ -21,7 +22,10 @@ import time
 from typing import Any, NoReturn
 
 # On a device these files lie side by side and belong to no package.
+import attended  # type: ignore[import-not-found]
 import facts  # type: ignore[import-not-found]
+import held  # type: ignore[import-not-found]
+import memory  # type: ignore[import-not-found]
 import signing  # type: ignore[import-not-found]
 import store  # type: ignore[import-not-found]
 from store import AgentError, field, word
@@ -30,7 +34,10 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 PARENT = os.getppid()
 VERSION = 1
 MAX_REQUEST_BYTES = 16 << 20
-KIND = re.compile("latency|outputs|intermediates")
+KIND = re.compile("latency|sustained|load|outputs|intermediates")
+OBSERVED = ("latency", "sustained")
+"""Kinds of workload that the device's conditions belong to."""
+LEFT_OUTPUTS = ("outputs", "intermediates")
 DRIVER = re.compile(r"device_[a-z0-9_]{1,64}\.py")
 Json = dict[str, Any]
 
@@ -84,13 +91,19 @@ def listen(process: Any, seconds: float) -> tuple[bytes, str, bool]:
             if time.monotonic() > deadline:
                 return bytes(printed), "", True
             stop_without_host()
-            if not ready and os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if not ready and has_ended(process.pid):
                 break  # it is gone, but something that it started keeps the pipes open
     return bytes(printed), complaints.decode("utf-8", "replace").strip(), False
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a child is gone; it is left for others to wait for. False where the system cannot tell (macOS before 3.13)."""
+    return hasattr(os, "waitid") and bool(os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT))
+
+
 def work(task: Json, runtime: str | None, seconds: float, what: str) -> Json:
-    """Do one task in a fresh process."""
+    """Do one task in a fresh process; beside the worker's answer stand the seconds of work that it took."""
+    killed_before = memory.kills()
     environment = dict(os.environ, OPENBLAS_NUM_THREADS="1", ORT_DISABLE_TELEMETRY="1")
     if runtime is not None:
         environment.update(PYTHONPATH=runtime, PYTHONNOUSERSITE="1")
@@ -117,17 +130,18 @@ def work(task: Json, runtime: str | None, seconds: float, what: str) -> Json:
     try:
         answer = json.loads(printed)
     except ValueError:
-        died(process.returncode, complaints, what, round(usage.ru_maxrss / 1024, 1))
+        died(process.returncode, complaints, what, round(usage.ru_maxrss / 1024, 1), killed_before)
     if "error" in answer:
         raise AgentError(answer["error"]["kind"], f"{what}: {answer['error']['message']}")
-    return dict(answer)
+    return dict(answer, cpu_seconds=usage.ru_utime + usage.ru_stime)
 
 
-def died(returncode: int, complaints: str, what: str, peak_mib: float) -> NoReturn:
+def died(returncode: int, complaints: str, what: str, peak_mib: float, killed_before: dict[str, int]) -> NoReturn:
     """The error for a worker that left no answer."""
     number = -returncode if returncode < 0 else returncode - 128 if returncode > 128 else 0
     if number == signal.SIGKILL or "bad_alloc" in complaints:
-        raise AgentError("out-of-memory", f"{what} was killed: the device ran out of memory", peak_rss_mib=peak_mib)
+        why, detail = memory.killed(killed_before)
+        raise AgentError("out-of-memory", f"{what} was killed: {why}", peak_rss_mib=peak_mib, **detail)
     by = signal.Signals(number).name if number in set(signal.Signals) else f"exit status {returncode}"
     said = f": {complaints[-500:]}" if complaints else ""
     raise AgentError("crashed", f"{what} died by {by}{said}", signal=by if number else None, peak_rss_mib=peak_mib)
@@ -140,6 +154,7 @@ def inspect(request: Json, root: str) -> Json:
     """What is here and what is missing."""
     # While another run holds the lock, nothing is tidied up.
     with contextlib.suppress(AgentError), store.locked(root, 0):
+        held.restore(root)
         store.tidy(root)
     missing = []
     for sha256 in field(request, "blobs", list):
@@ -153,7 +168,7 @@ def inspect(request: Json, root: str) -> Json:
         "facts": facts.read(),
         "missing": missing,
         "runtimes": [name for name in store.names(os.path.join(root, "runtimes")) if not name.startswith(".")],
-        "free_bytes": shutil.disk_usage(root).free,
+        "free_bytes": shutil.disk_usage(root).free + store.partial_bytes(root, missing),
         "current": model and model.current,
         "trusted_key": signing.trusted_key(root),
     }
@@ -175,6 +190,7 @@ class Run:
         self.keep = max(0, field(request, "keep_releases", int))
         self.workloads = field(request, "workloads", list)
         self.runtime = field(request, "runtime", dict)
+        self.asked = field(request, "conditions", dict) if "conditions" in request else {}
         self.signature = request.get("signature")
         if self.signature is not None:
             field(request, "signature", dict)
@@ -191,6 +207,7 @@ class Run:
         self.released = False
         self.previous: str | None = None
         self.hook: Json | None = None
+        self.held: Json = {}
 
     def record(self) -> Json:
         """The release as it is signed and kept."""
@@ -231,7 +248,7 @@ class Run:
                 runs = self._measure(common, files, runtime)
             after = facts.read()
         finally:
-            self._clean(releases, digest, keep_outputs=any(run["kind"] != "latency" for run in runs))
+            self._clean(releases, digest, keep_outputs=any(run["kind"] in LEFT_OUTPUTS for run in runs))
         return {
             "facts_before": before,
             "facts_after": after,
@@ -239,6 +256,7 @@ class Run:
             "released": self.released,
             "previous": self.previous,
             "runs": runs,
+            "held": self.held,
             "outputs": self.out,
             "hook": self.hook,
             "signed": signed,
@@ -269,6 +287,12 @@ class Run:
             self.hook = releases.notify(self.previous)
 
     def _measure(self, common: Json, files: Json, runtime: str | None) -> list[Json]:
+        with attended.Attendant(self.asked, self.root, say) as attendant:
+            runs = self._runs(attendant, common, files, runtime)
+        self.held = attendant.found
+        return runs
+
+    def _runs(self, attendant: Any, common: Json, files: Json, runtime: str | None) -> list[Json]:
         runs = []
         for workload in self.workloads:
             task = dict(common, **workload)
@@ -276,7 +300,9 @@ class Run:
             for process in range(workload["processes"]):
                 say(f"{workload['name']} {process + 1}/{workload['processes']}")
                 what = f"the workload '{workload['name']}'"
-                found = work(task, runtime, float(workload["timeout_seconds"]), what)["run"]
+                do = functools.partial(work, task, runtime, float(workload["timeout_seconds"]), what)
+                observed = workload["kind"] in OBSERVED
+                found = attendant.run(do, workload["kind"] == "sustained") if observed else do()["run"]
                 runs.append({"workload": workload["name"], "kind": workload["kind"], "process": process, **found})
         return runs
 
@@ -290,6 +316,7 @@ def run(request: Json, root: str) -> Json:
     """Install, check, switch, measure."""
     job = Run(request, root)
     with store.locked(root, float(request.get("lock_seconds", 60)), stop_without_host):
+        held.restore(root)
         try:
             return job.answer()
         except AgentError as failure:

@@ -34,10 +34,18 @@ class Driver:
 
     def load(self) -> None:
         """Read the file, apply the delegate, allocate the tensors."""
+        self.open()
+        self.allocate()
+
+    def open(self) -> None:
+        """The first step of `load`: read the file."""
         more = {}
         if not self._options.get("xnnpack", True):
             more["experimental_op_resolver_type"] = self._module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         self._interpreter = self._module.Interpreter(model_path=self._path, num_threads=self._threads, **more)
+
+    def allocate(self) -> None:
+        """The second step of `load`: apply the delegate, allocate the tensors."""
         self._interpreter.allocate_tensors()
         given, gives = self._details()
         self.inputs = [self._described("inputs", name, detail) for name, detail in given.items()]

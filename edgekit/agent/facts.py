@@ -7,10 +7,13 @@ tested on recorded trees. What a device does not tell is None, never a guess.
 from __future__ import annotations
 
 import glob
+import importlib.metadata
 import os
 import platform
 import re
+import site
 import struct
+import sys
 from typing import Any
 
 # /proc/cpuinfo on Arm names the core by the numbers of its identification register, not by its name.
@@ -150,6 +153,14 @@ def libc() -> str | None:
         return None
 
 
+def installed(distribution: str) -> str | None:
+    """The version of a distribution of the system's own: what a login has for itself, a worker does not see."""
+    own = site.getusersitepackages()
+    places = [place for place in sys.path if place != own]
+    versions = [found.version for found in importlib.metadata.distributions(name=distribution, path=places)]
+    return versions[0] if versions else None
+
+
 def architecture(machine: str, pointer_bytes: int) -> str:
     """What the interpreter was built for: a 32-bit system under a 64-bit kernel still needs 32-bit wheels."""
     return _NARROW.get(machine, machine) if pointer_bytes == 4 else machine
@@ -164,6 +175,7 @@ def read(proc: str = "/proc", sys: str = "/sys", etc: str = "/etc") -> dict[str,
         "libc": libc(),
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),
+        "numpy": installed("numpy"),
     }
     for part in (cpu(proc), memory(proc), clock(proc, sys), heat(sys), battery(sys), system(proc, etc)):
         found.update(part)

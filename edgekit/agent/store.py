@@ -154,6 +154,12 @@ class Store:
         return path
 
 
+def partial_bytes(root: str, missing: list[str]) -> int:
+    """What has arrived of blobs whose upload was cut off: the host's next upload goes on from there."""
+    paths = [os.path.join(root, "store", f".{sha256}.{sha256[:16]}.part") for sha256 in missing]
+    return sum(os.path.getsize(path) for path in paths if os.path.isfile(path))
+
+
 def digest_of(path: str) -> str:
     """SHA-256 of a file."""
     digest = hashlib.sha256()

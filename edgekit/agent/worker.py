@@ -7,7 +7,6 @@ open as long as the agent lives: when it ends, so does this process.
 from __future__ import annotations
 
 import errno
-import gc
 import importlib.util
 import json
 import math
@@ -22,6 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 
 Specs = list[dict[str, Any]]
+_OURS = ("memory", "timing")
 
 
 class TaskError(Exception):
@@ -49,41 +49,9 @@ def load_file(path: str) -> Any:
     return module
 
 
-# --- memory ---------------------------------------------------------------------------------------------------------
-
-
-def _kib(path: str, key: str) -> int | None:
-    try:
-        with open(path) as stream:
-            for line in stream:
-                if line.startswith(key + ":"):
-                    return int(line.split()[1])
-    except OSError:
-        return None
-    return None
-
-
-def status_mib(key: str, proc: str = "/proc/self") -> float | None:
-    """A size in /proc/self/status (`VmRSS`, `VmHWM`) in MiB."""
-    kib = _kib(os.path.join(proc, "status"), key)
-    return None if kib is None else kib / 1024
-
-
-def pss_mib(proc: str = "/proc/self") -> float | None:
-    """Proportional set size in MiB, where the kernel tells it."""
-    kib = _kib(os.path.join(proc, "smaps_rollup"), "Pss")
-    return None if kib is None else kib / 1024
-
-
-def reset_peak(proc: str = "/proc/self") -> bool:
-    """Make VmHWM start from now; False where the kernel refuses, or takes the order and ignores it."""
-    try:
-        with open(os.path.join(proc, "clear_refs"), "w") as stream:
-            stream.write("5")
-    except OSError:
-        return False
-    peak, now = status_mib("VmHWM", proc), status_mib("VmRSS", proc)
-    return peak is not None and now is not None and peak - now < 1
+# Loaded, not imported: on a device these files lie side by side and belong to no package, on a host they do.
+memory, timing = (load_file(os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")) for name in _OURS)
+status_mib, pss_mib, reset_peak = memory.status_mib, memory.pss_mib, memory.reset_peak
 
 
 # --- inputs and outputs ---------------------------------------------------------------------------------------------
@@ -217,30 +185,54 @@ class NpyWriter:
 
 
 def infer(driver: Any) -> float:
-    """One inference, timed; in milliseconds."""
+    """One inference, timed; in milliseconds. A driver whose runtime is on yet another device has the time of that one."""
     start = time.perf_counter_ns()
     driver.invoke()
-    return (time.perf_counter_ns() - start) / 1e6
+    return float(getattr(driver, "invoke_ms", (time.perf_counter_ns() - start) / 1e6))
 
 
 def latency(driver: Any, task: dict[str, Any]) -> dict[str, Any]:
     """Repeated inferences on the first call of the input set."""
     arrays, _ = next(InputSet(task["inputs"], driver.inputs).calls())
     driver.prepare(arrays)
-    first, pss = infer(driver), pss_mib()
-    warmup = [infer(driver) for _ in range(max(0, task["warmup_runs"] - 1))]
-    samples: list[float] = []
-    # A collection in the middle of a sample would be timed with it.
-    gc.collect()
-    gc.disable()
-    begin = time.perf_counter()
-    while len(samples) < task["max_runs"]:
-        samples.append(infer(driver))
-        seconds = time.perf_counter() - begin
-        if seconds >= task["max_seconds"] or (len(samples) >= task["min_runs"] and seconds >= task["min_seconds"]):
-            break
-    gc.enable()
-    return {"first_inference_ms": first, "warmup_ms": warmup, "samples_ms": samples, "pss": pss}
+    return dict(timing.latency(driver, lambda: infer(driver), task, task["mark"]))
+
+
+def sustained(driver: Any, task: dict[str, Any]) -> dict[str, Any]:
+    """As `latency`, but without a pause for as long as is asked, and told as windows."""
+    arrays, _ = next(InputSet(task["inputs"], driver.inputs).calls())
+    driver.prepare(arrays)
+    return dict(timing.sustained(lambda: infer(driver), task, say))
+
+
+def load(_driver: Any, task: dict[str, Any]) -> dict[str, Any]:
+    """Loading alone, which is done by now: its time is the answer, and whether the files came from the disk."""
+    return {"cold": task["cold"]}
+
+
+def evicted(path: str) -> bool:
+    """Put what lies in a model's folder out of the page cache; whether it was gone from there, as far as can be told."""
+    cold = hasattr(os, "posix_fadvise")
+    for folder, _, names in os.walk(os.path.dirname(path)):
+        for name in names if cold else ():
+            handle = os.open(os.path.join(folder, name), os.O_RDONLY)
+            try:
+                os.fsync(handle)  # a page that is not on the disk yet stays
+                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+                cold = cold and not _is_cached(handle)
+            finally:
+                os.close(handle)
+    return cold
+
+
+def _is_cached(handle: int) -> bool:
+    """Whether a file's first page can be read without the disk."""
+    try:
+        return bool(os.preadv(handle, [bytearray(1)], 0, os.RWF_NOWAIT))
+    except BlockingIOError:
+        return False
+    except (OSError, AttributeError):
+        return True  # this system does not tell, so nothing is claimed
 
 
 def each_call(driver: Any, files: dict[str, str]) -> Iterator[tuple[dict[str, Any], int, float]]:
@@ -268,10 +260,11 @@ def outputs(driver: Any, task: dict[str, Any]) -> dict[str, Any]:
     """The outputs of all examples, one `.npy` an output in the folder `task["out"]`."""
     os.makedirs(task["out"], exist_ok=True)
     writers: dict[str, NpyWriter] = {}
-    first, pss, examples = None, None, 0
+    first, examples = None, 0
     for found, valid, milliseconds in each_call(driver, task["inputs"]):
         if first is None:
-            first, pss = milliseconds, pss_mib()
+            first = milliseconds
+            task.get("mark", str)("first run")
         for name, value in found.items():
             if name not in writers:
                 path = os.path.join(task["out"], urllib.parse.quote(name, safe="") + ".npy")
@@ -280,7 +273,8 @@ def outputs(driver: Any, task: dict[str, Any]) -> dict[str, Any]:
         examples += valid
     for writer in writers.values():
         writer.close()
-    return {"first_inference_ms": first, "examples": examples, "pss": pss}
+    task.get("mark", str)("steady")
+    return {"first_inference_ms": first, "examples": examples}
 
 
 def intermediates(driver: Any, task: dict[str, Any]) -> dict[str, Any]:
@@ -300,7 +294,7 @@ def intermediates(driver: Any, task: dict[str, Any]) -> dict[str, Any]:
         for entry, values in zip(index, columns.values()):
             with archive.open(entry["file"] + ".npy", "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, np.stack(values), allow_pickle=False)
-    return {"examples": examples, "pss": pss_mib()}
+    return {"examples": examples}
 
 
 def health(driver: Any, task: dict[str, Any]) -> dict[str, Any]:
@@ -342,7 +336,14 @@ def _cosine(left: Any, right: Any) -> float:
     return min(1.0, value) if math.isfinite(value) else 0.0
 
 
-KINDS = {"latency": latency, "outputs": outputs, "intermediates": intermediates, "health": health}
+KINDS = {
+    "latency": latency,
+    "sustained": sustained,
+    "load": load,
+    "outputs": outputs,
+    "intermediates": intermediates,
+    "health": health,
+}
 
 
 # --- the process ----------------------------------------------------------------------------------------------------
@@ -374,22 +375,39 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
         return kind(task["path"], task["threads"], task["bindings"], task["options"])
 
     driver, init_ms = staged("runtime", construct)
-    baseline = status_mib("VmRSS")
-    cleared = reset_peak()
-    _, load_ms = staged("model", driver.load)
+    try:
+        return measured(driver, init_ms, task)
+    finally:
+        if hasattr(driver, "close"):
+            driver.close()
+
+
+def measured(driver: Any, init_ms: float, task: dict[str, Any]) -> dict[str, Any]:
+    """Do the task with a driver that has not loaded yet."""
+    stages = memory.Stages()
+    stages.mark("import")
+    if task["kind"] == "load":
+        task["cold"] = evicted(task["path"])
+    if hasattr(driver, "open") and hasattr(driver, "allocate"):
+        # What a runtime does in two steps is told as two; `load` is both.
+        _, open_ms = staged("model", driver.open)
+        stages.mark("load")
+        _, allocate_ms = staged("model", driver.allocate)
+        stages.mark("allocate")
+        load_ms = open_ms + allocate_ms
+    else:
+        _, load_ms = staged("model", driver.load)
+        stages.mark("load")
+    load_ms = float(getattr(driver, "load_ms", load_ms))
+    task["mark"] = stages.mark
     found, _ = staged("model", lambda: KINDS[task["kind"]](driver, task))
     if task["kind"] == "health":
         return {"health": found}
-    peak, pss = status_mib("VmHWM"), [value for value in (found.pop("pss"), pss_mib()) if value is not None]
-    sizes = {
-        "peak_rss_mib": peak,
-        "peak_pss_mib": max(pss, default=None),
-        "runtime_baseline_mib": baseline,
-        "model_delta_mib": peak - baseline if peak is not None and baseline is not None else None,
-    }
-    runtime = driver.facts() if cleared else dict(driver.facts(), clear_refs=False)
-    memory = {key: round(value, 3) for key, value in sizes.items() if value is not None}
-    return {"run": dict(found, init_ms=init_ms, load_ms=load_ms, memory=memory, runtime=runtime)}
+    if "steady" not in stages.sizes:
+        stages.mark("steady")
+    runtime = driver.facts() if stages.cleared else dict(driver.facts(), clear_refs=False)
+    done = dict(found, init_ms=init_ms, load_ms=load_ms, runtime=runtime)
+    return {"run": dict(done, memory=stages.figures(), stages=stages.sizes)}
 
 
 def _end_with_agent() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,7 +24,7 @@ from edgekit.core.model import PassRecord, TensorSpec
 from edgekit.core.registry import Registry
 from edgekit.core.run_output import RunOutput, measurements_of
 from edgekit.core.target import Target
-from edgekit.core.workload import RunPlan, RuntimeRequirement, Workload
+from edgekit.core.workload import OlderRuntime, RunPlan, RuntimeRequirement, Workload
 
 if TYPE_CHECKING:
     from edgekit.core.task import Array
@@ -296,6 +296,15 @@ class Backend(abc.ABC):
             bindings=manifest.bindings,
             options=settings,
         )
+
+    def older_runtimes(self, artifact: Artifact) -> tuple[OlderRuntime, ...]:
+        """Earlier runtimes for devices that the present one has no wheel for, and what they lack for this artifact."""
+        return ()
+
+    def device_plan(self, artifact: Artifact, target: Target, workloads: Sequence[Workload]) -> RunPlan:
+        """The plan for a device that is not this machine: `run_plan`, with the runtimes that it may need instead."""
+        plan = self.run_plan(artifact.manifest, target, workloads)
+        return replace(plan, runtime=replace(plan.runtime, older=self.older_runtimes(artifact)))
 
     def driven(self, artifact: Artifact) -> Artifact:
         """The artifact as its driver shows it to programs, where that differs from the file's own interface.

@@ -13,6 +13,7 @@ from edgekit.backends._litert.conversion import EXTRA, SIGNATURE, signatures, to
 from edgekit.backends._litert.interface import artifact_specs, shown_axes
 from edgekit.backends._litert.loadable import require_loadable
 from edgekit.backends._litert.metadata import with_metadata, worth_writing
+from edgekit.backends._litert.older import older_runtimes
 from edgekit.backends._litert.quantization import SCHEMES, quantized
 from edgekit.backends._litert.sparse import WITHOUT_XNNPACK, store_sparse
 from edgekit.backends.base import Backend, CompileRequest, Converted, Issue
@@ -21,7 +22,7 @@ from edgekit.core.files import write_atomic
 from edgekit.core.lowering import Lowering
 from edgekit.core.model import TensorSpec
 from edgekit.core.target import Target
-from edgekit.core.workload import RunPlan, Workload
+from edgekit.core.workload import OlderRuntime, RunPlan, Workload
 
 MAIN = "model.tflite"
 
@@ -111,6 +112,10 @@ class LiteRt(Backend):
         if WITHOUT_XNNPACK in manifest.changed:
             own["xnnpack"] = False
         return super().run_plan(manifest, target, workloads, own | dict(options or {}))
+
+    def older_runtimes(self, artifact: Artifact) -> tuple[OlderRuntime, ...]:
+        """See `Backend.older_runtimes`: tflite-runtime, with what the file's operators ask of it."""
+        return older_runtimes(artifact.main)
 
     def driven(self, artifact: Artifact) -> Artifact:
         """See `Backend.driven`."""

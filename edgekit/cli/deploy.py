@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -131,8 +131,25 @@ def command_line() -> str:
     return shlex.join(["edgekit", *sys.argv[1:]])
 
 
-def show_results(screen: Screen, results: list[Result], html: Path | None, climbed: Sequence[Ladder] = ()) -> None:
-    """The report of some results on the terminal, as JSON, and as HTML where asked for, with the ladders climbed."""
+def show_results(
+    screen: Screen,
+    results: list[Result],
+    html: Path | None,
+    climbed: Sequence[Ladder] = (),
+    *,
+    more: Mapping[str, Any] | None = None,
+    tables: Sequence[Any] = (),
+) -> None:
+    """The report of some results on the terminal, as JSON, and as HTML where asked for, with the ladders climbed.
+
+    Args:
+        screen: Where to.
+        results: What is shown.
+        html: The file of the HTML report.
+        climbed: The ladders.
+        more: What the JSON document has beside the report.
+        tables: What the terminal shows after it.
+    """
     from edgekit.flow.rungs import document
     from edgekit.report import json as report_json
     from edgekit.report import terminal
@@ -145,7 +162,8 @@ def show_results(screen: Screen, results: list[Result], html: Path | None, climb
         report_html.write(report, html)
         screen.note(f"report: {html}")
     shown = report_json.document(report) | ({"ladders": [document(one) for one in climbed]} if climbed else {})
-    screen.answer(shown, *ladders.tables(climbed), *terminal.renderables(report, screen.report_width))
+    shown |= more or {}
+    screen.answer(shown, *ladders.tables(climbed), *terminal.renderables(report, screen.report_width), *tables)
 
 
 def _show_plan(screen: Screen, plans: list[tuple[Made, list[Device]]]) -> None:

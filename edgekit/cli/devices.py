@@ -109,15 +109,16 @@ def device_named(name: str) -> Device:
 
 
 def runner_of_device(device: Device) -> Runner:
-    """What asks and changes a unit: the runner of its target; the agent where its target is not known here."""
+    """What asks and changes a unit: its runner or its target's; the agent where its target is not known here."""
     from edgekit.core.places import find_root
     from edgekit.core.target import find_targets, read_target
     from edgekit.flow.measure import runner_of
     from edgekit.runners.base import registry
 
     files = find_targets(find_root(Path.cwd()))
-    name = runner_of(read_target(files[device.target])) if device.target in files else "agent"
-    return registry.create(name)
+    if device.target in files:
+        return registry.create(runner_of(read_target(files[device.target]), device))
+    return registry.create(device.runner or "agent")
 
 
 def _table(found: dict[str, Device]) -> Any:

@@ -11,6 +11,7 @@ from edgekit._version import __version__
 from edgekit.cli import (
     bench,
     cache,
+    compare,
     compile,
     compress,
     deploy,
@@ -62,6 +63,7 @@ _VERBS = (
     deploy,
     rollback,
     bench,
+    compare,
     report,
     keys,
     cache,

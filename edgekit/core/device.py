@@ -51,7 +51,8 @@ class Device:
         emulated: Whether its numbers come from an emulator: they are labelled so wherever they are shown.
         root: The folder on the device that edgekit keeps to.
         python: The Python interpreter there.
-        runner_options: Options of the runner that its target has; it checks them.
+        runner_options: Options of the runner; it checks them.
+        runner: What runs models there, where it is not the first of its target's runners.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Device:
     root: str = ".edgekit"
     python: str = "python3"
     runner_options: Mapping[str, Any] = field(default_factory=dict)
+    runner: str | None = None
 
 
 _EXAMPLES = {
@@ -84,6 +86,7 @@ class _Entry:
     root: str = ".edgekit"
     python: str = "python3"
     runner_options: Mapping[str, Any] = field(default_factory=dict)
+    runner: str | None = None
 
 
 @dataclass(frozen=True)

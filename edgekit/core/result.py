@@ -122,12 +122,15 @@ class Result:
 _MEDIANS = (
     "first_inference_ms",
     "load_ms",
+    "load_cold_ms",
     "init_ms",
     "throughput_ips",
     "peak_rss_mib",
     "peak_pss_mib",
     "runtime_baseline_mib",
     "model_delta_mib",
+    "swap_mib",
+    "energy_mj",
 )
 _CONDITIONS = ("cpu_model", "cores", "governor", "os", "kernel")
 _RUNTIME = ("runtime", "runtime_version", "threads", "delegate", "xnnpack_applied")
@@ -136,7 +139,8 @@ _RUNTIME = ("runtime", "runtime_version", "threads", "delegate", "xnnpack_applie
 def document(result: Result) -> dict[str, Any]:
     """The result as every JSON output shows it: identity, derived statistics, raw samples, accuracy, conditions.
 
-    Figures that each fresh process gives once (load time, memory) are the median over the processes.
+    Figures that each fresh process gives once (load time, memory) are the median over the processes; `per_process` has
+    each of them, so that a comparison can be made from the document.
     """
     shown: dict[str, Any] = schema.to_plain(result)
     del shown["measurements"]
@@ -162,15 +166,47 @@ def document(result: Result) -> dict[str, Any]:
                 "temp_c_before": before.get("temp_c"),
                 "temp_c_after": after.get("temp_c"),
                 "throttled": after.get("throttled"),
+                "moved": list(latency.metadata.get("moved", ())),
+                "other_cores": after.get("other_cores"),
+                "ram_available_mib": before.get("ram_available_mib"),
+                "swap_used_mib": after.get("swap_used_mib"),
+                "memory_pressure_pct": after.get("memory_pressure_pct"),
                 "battery_pct": before.get("battery_pct"),
                 "emulated": result.emulated,
             }
             | {key: latency.metadata.get(key) for key in _RUNTIME}
         )
+        for key in ("timing", "stages", "held", "cooled", "energy"):
+            if key in latency.metadata:
+                shown[key] = latency.metadata[key]
         if "unverified" in latency.metadata:
             shown["unverified"] = latency.metadata["unverified"]
+    per_process = {}
     for metric in _MEDIANS:
         measurement = result.measured(metric)
         if measurement is not None and measurement.values:
             shown[metric] = statistics.median(measurement.values)
+            if measurement.kind == "samples":
+                per_process[metric] = list(measurement.values)
+    energy, sustained = result.measured("energy_mj"), result.measured("sustained_ms")
+    if energy is not None:
+        shown["energy"] = {"instrument": energy.metadata["instrument"], "by_process": energy.metadata["by_process"]}
+    if sustained is not None:
+        shown["sustained"] = {"p50_ms": list(sustained.values), **sustained.metadata.get("series", {})}
+    shown |= _swept(result)
+    if per_process:
+        shown["per_process"] = per_process
     return shown
+
+
+def _swept(result: Result) -> dict[str, Any]:
+    """Throughput by number of threads, and where it is best; nothing where there was no sweep."""
+    rates = {
+        int(one.metadata["threads"]): statistics.median(one.values)
+        for one in result.measurements
+        if one.metric.startswith("throughput_ips_threads_") and one.values
+    }
+    if not rates:
+        return {}
+    best = max(rates, key=lambda threads: rates[threads])
+    return {"swept_throughput_ips": rates, "best_threads": best}

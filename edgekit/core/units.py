@@ -5,7 +5,7 @@ from __future__ import annotations
 MIB = 1 << 20
 NS_PER_MS = 1_000_000
 
-UNITS = frozenset({"ms", "s", "MiB", "bytes", "inferences/s", "ratio", "dB", "%", "MHz", "degC", ""})
+UNITS = frozenset({"ms", "s", "mJ", "J", "W", "MiB", "bytes", "inferences/s", "ratio", "dB", "%", "MHz", "degC", ""})
 
 
 def format_bytes(count: float) -> str:

@@ -16,7 +16,7 @@ from edgekit.core.target import Target
 from edgekit.core.units import format_bytes
 from edgekit.flow.build import Built
 from edgekit.flow.ladder import Made, fastest
-from edgekit.flow.measure import Settings, new_run, visit
+from edgekit.flow.measure import Settings, new_run, runner_of, visit
 from edgekit.flow.rungs import Rung, title
 from edgekit.flow.store import Store
 from edgekit.flow.turns import by_turns
@@ -62,6 +62,7 @@ def devices_for(
         return [local_device(target)]
     chosen = choose_devices(known, target.name, name, every, next(iter(target.transports), "ssh"))
     for device in chosen:
+        runner_of(target, device)
         _require_transport(device)
     return chosen
 

@@ -11,7 +11,7 @@ from edgekit.core.extras import require
 from edgekit.core.files import write_atomic
 from edgekit.core.model import PassRecord
 from edgekit.core.units import format_bytes, format_duration
-from edgekit.report import charts
+from edgekit.report import charts, sustained
 from edgekit.report.model import Group, Report, Row
 from edgekit.report.words import (
     ACCURACY,
@@ -98,7 +98,8 @@ def _context(report: Report) -> dict[str, Any]:
 def _group(group: Group, index: int, palette: Mapping[str, str]) -> dict[str, Any]:
     colours = dict(palette)
     small = charts.bars(group, colours)
-    large = [chart for chart in (charts.latency(group, colours), charts.tradeoff(group, colours)) if chart]
+    plots = (charts.latency(group, colours), charts.tradeoff(group, colours), *sustained.charts(group, colours))
+    large = [chart for chart in plots if chart]
     return {
         "id": f"group-{index + 1}",
         "model": group.model,

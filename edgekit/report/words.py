@@ -10,6 +10,7 @@ from typing import Any
 
 from edgekit.core import stats
 from edgekit.core.units import format_bytes, format_ms
+from edgekit.report import timing
 from edgekit.report.model import Group, Report, Row, Score, finite
 
 DASH = "–"
@@ -215,8 +216,8 @@ def notes(report: Report) -> list[str]:
 def _row_notes(row: Row) -> list[str]:
     found = [row.note] if row.note else []
     evidence = row.evidence
-    if evidence is not None and evidence.conditions_after.get("throttled"):
-        found.append("the device throttled while it was measured, so it would be faster when cool")
+    if evidence is not None:
+        found += timing.notes(evidence)
     if evidence is not None and evidence.metadata.get("xnnpack_applied") is False:
         found.append("XNNPACK was not applied, so the CPU ran slower than it can")
     if evidence is not None and "unverified" in evidence.metadata:
@@ -256,6 +257,9 @@ def _row_conditions(row: Row) -> dict[str, str]:
         "Clock": _span(before.get("freq_mhz"), after.get("freq_mhz"), "MHz"),
         "Temperature": _span(before.get("temp_c"), after.get("temp_c"), "°C"),
         "Throttled": _yes_no(after.get("throttled")),
+        "Moved": "; ".join(facts.get("moved", ())),
+        "Others’ load": _span(after.get("other_cores"), None, "cores"),
+        "Energy": timing.energy(row.result),
         "Battery": _span(before.get("battery_pct"), after.get("battery_pct"), "%"),
         "Runtime": " ".join(str(facts[key]) for key in ("runtime", "runtime_version") if facts.get(key)),
         "Threads": _joined(facts.get("threads")),

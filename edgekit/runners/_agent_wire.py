@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from edgekit.core import schema
 from edgekit.core.device import Device
 from edgekit.core.errors import ConfigError, DeviceError, StableDeviceError, TransientDeviceError
 from edgekit.core.run_output import Health, ProcessRun
-from edgekit.runners._checks import printable
+from edgekit.runners._checks import harmless, printable
 from edgekit.transports.base import CommandResult
 
 T = TypeVar("T")
@@ -35,6 +35,7 @@ HINTS = {
 # What Python 2.7 to 3.8 say of the agent's files.
 _TOO_OLD = ("SyntaxError", "IndentationError", "'type' object is not subscriptable")
 _MAX_SAMPLES = 10_000_000
+_WINDOW = {"t", "count", "p50_ms", "p90_ms", "max_ms"}
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class Ran:
     outputs: str
     hook: Hook | None
     signed: Signed | None = None
+    held: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ def parse(kind: type[T], result: CommandResult, device: Device) -> T:
         raise no_answer(result, device)
     try:
         document = schema.parse_json(lines[-1], f"the answer of '{device.name}'")
+        document = replace(document, value=harmless(document.value))
         if isinstance(document.value, dict) and document.value.get("ok") is False:
             raise error_of(schema.versioned(Failed, document).error, device)
         return schema.versioned(kind, document)
@@ -165,7 +168,7 @@ def no_answer(result: CommandResult, device: Device) -> DeviceError:
         return StableDeviceError(
             f"{what} on '{device.name}'; the agent needs 3.9 or newer.",
             "Install Python 3.9 or newer there (apt install python3), or name the one it has as `python:` of the device"
-            " in devices.yaml.",
+            " in devices.yaml. For LiteRT models there is a way without Python: `runner: native` of the device.",
         )
     if code == 128 + 9:
         return StableDeviceError(
@@ -201,18 +204,46 @@ def check_runs(ran: Ran, expected: Mapping[str, tuple[str, int]], device: Device
         if run.workload not in expected or run.kind != expected[run.workload][0]:
             raise _impossible(device, f"a run of '{printable(run.workload, 60)}', which was not asked for")
         counts[run.workload] += 1
-        times = [run.init_ms, run.load_ms, *run.warmup_ms, *run.samples_ms, *run.memory.values()]
-        if run.first_inference_ms is not None:
-            times.append(run.first_inference_ms)
-        if len(times) > _MAX_SAMPLES or not all(math.isfinite(value) for value in times):
-            raise _impossible(device, f"figures of '{run.workload}' that are not numbers")
-        if min([run.init_ms, run.load_ms, *run.warmup_ms, *run.samples_ms]) < 0 or run.examples < 0:
-            raise _impossible(device, f"a negative time or count in '{run.workload}'")
-        if run.kind == "latency" and not run.samples_ms:
-            raise _impossible(device, f"no samples of '{run.workload}'")
+        check_figures(run, device)
     wrong = [name for name, (_, processes) in expected.items() if counts[name] != processes]
     if wrong and (ran.health is None or ran.health.ok):
         raise _impossible(device, f"not as many runs of '{wrong[0]}' as were asked for")
+
+
+def check_figures(run: ProcessRun, device: Device) -> None:
+    """Refuse numbers that cannot be.
+
+    Raises:
+        StableDeviceError: The answer cannot be true.
+    """
+    sizes = [size for stage in run.stages.values() for size in stage.values()]
+    windows = [value for window in run.windows for value in window.values()]
+    times = [run.init_ms, run.load_ms, *run.warmup_ms, *run.samples_ms, *run.memory.values(), *sizes, *windows]
+    if run.first_inference_ms is not None:
+        times.append(run.first_inference_ms)
+    sensed = run.sensed or {}
+    rows = [*run.watched, *(sensed.get("active") or ()), *(sensed.get("idle") or ())]
+    if not all(_is_row(row) for row in rows) or not all(_is_number(at) for at in run.timing.get("window", ())):
+        raise _impossible(device, f"readings of '{run.workload}' that are no numbers against time")
+    if len(times) > _MAX_SAMPLES or not all(math.isfinite(value) for value in times):
+        raise _impossible(device, f"figures of '{run.workload}' that are not numbers")
+    if min([run.init_ms, run.load_ms, *run.warmup_ms, *run.samples_ms]) < 0 or run.examples < 0:
+        raise _impossible(device, f"a negative time or count in '{run.workload}'")
+    if run.kind == "latency" and not run.samples_ms:
+        raise _impossible(device, f"no samples of '{run.workload}'")
+    if any(not window.keys() >= _WINDOW for window in run.windows) or (run.kind == "sustained" and not run.windows):
+        raise _impossible(device, f"windows of '{run.workload}' that lack a figure")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _is_row(row: object) -> bool:
+    """Whether it is a moment with what was read then: numbers, or nothing where nothing could be."""
+    if not isinstance(row, Mapping) or not _is_number(row.get("t")):
+        return False
+    return all(value is None or _is_number(value) for value in row.values())
 
 
 def _impossible(device: Device, what: str) -> StableDeviceError:

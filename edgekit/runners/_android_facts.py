@@ -9,8 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from edgekit.runners._shell_facts import FactsReader
+
 SCRIPT = """\
-section() { echo; echo "$token $1"; }
 section getprop; getprop
 section uname; uname -r
 section hostname; uname -n
@@ -23,26 +24,13 @@ section uptime; cat /proc/uptime
 section battery; dumpsys battery
 section thermal; dumpsys thermalservice
 """
-"""Needs the variable `token`; what a device refuses to tell leaves its section empty."""
+"""What a device refuses to tell leaves its section empty."""
 
 _ARCHES = {"arm64-v8a": "aarch64", "armeabi-v7a": "armv7l", "armeabi": "armv7l", "x86_64": "x86_64", "x86": "i686"}
 _THERMAL = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
 """android.os.PowerManager's THERMAL_STATUS_*, in the order of their numbers."""
 _CPU, _SOC = 0, 13
 """Types of sensors in `android.hardware.thermal`."""
-
-
-def sections(text: str, token: str) -> dict[str, str]:
-    """The parts of what a script printed, by the names in its marks; what stands before the first is under ``."""
-    found = {"": ""}
-    name = ""
-    for line in text.splitlines():
-        if line.startswith(f"{token} "):
-            name = line.removeprefix(f"{token} ").strip()
-            found[name] = ""
-        else:
-            found[name] += line + "\n"
-    return found
 
 
 def properties(text: str) -> dict[str, str]:
@@ -153,15 +141,8 @@ def facts(parts: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def free_bytes(text: str) -> int | None:
-    """Bytes free, from `df -k FOLDER`; None where it is not told."""
-    rows = [line.split() for line in text.splitlines() if line.strip()]
-    if len(rows) < 2:
-        return None
-    # A long device name stands on a line of its own.
-    numbers = [word for word in " ".join(" ".join(row) for row in rows[1:]).split() if word.isdigit()]
-    return int(numbers[2]) * 1024 if len(numbers) >= 3 else None
-
-
 def _number(text: str | None) -> float | None:
     return float(text) if text and re.fullmatch(r"-?\d+(\.\d+)?", text) else None
+
+
+READER = FactsReader(SCRIPT, facts)

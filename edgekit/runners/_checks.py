@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from edgekit.core import schema
 from edgekit.core.device import Device
@@ -14,6 +14,9 @@ from edgekit.runners.base import Job
 T = TypeVar("T")
 _NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,128}")
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\U0010ffff]+")
+_LONGEST_TEXT = 4000
+_DEEPEST = 8
+"""Nothing that a device answers is nested as deep."""
 SPARE_BYTES = 16 << 20
 """What stays free on a device beside what is sent."""
 
@@ -22,6 +25,19 @@ def printable(text: str, limit: int = 300) -> str:
     """Text from a device without what would steer a terminal, and not longer than `limit`."""
     clean = _UNPRINTABLE.sub(" ", text).strip()
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+def harmless(value: Any, depth: int = 0) -> Any:
+    """A device's JSON document, its texts without what would steer a terminal; None for what lies too deep in it."""
+    if isinstance(value, str):
+        return printable(value, _LONGEST_TEXT)
+    if not isinstance(value, dict | list):
+        return value
+    if depth == _DEEPEST:
+        return None
+    if isinstance(value, dict):
+        return {printable(key): harmless(item, depth + 1) for key, item in value.items()}
+    return [harmless(item, depth + 1) if isinstance(item, str | dict | list) else item for item in value]
 
 
 def require_name(name: str) -> str:

@@ -46,10 +46,11 @@ root=$1 token=$2 model=$3; shift 3
 mkdir -p "$root/store" "$root/models" "$root/runs" "$root/runtimes" || { echo "error permission"; exit 9; }
 for b in "$@"; do [ -f "$root/store/$b" ] && touch -c "$root/store/$b" || echo "missing $b"; done
 l=$(readlink "$root/models/$model/current" 2>/dev/null) && echo "current ${l##*/}"
+[ -s "$root/trusted-key" ] && echo "trusted $(head -n 1 "$root/trusted-key")"
 section() { echo; echo "$token $1"; }
 section df; df -k "$root"
 """
-"""Arguments: root, mark, model, blobs. What is missing, then sections; `_android_facts.SCRIPT` follows it."""
+"""Arguments: root, mark, model, blobs. What is missing, then sections; a `FactsReader`'s script follows it."""
 
 LOCK = (
     _COMMON
@@ -152,6 +153,19 @@ echo "current $to"
 """
 )
 """Arguments: model, digest to go back to or its beginning (empty: the one before)."""
+
+VERIFY = (
+    _COMMON
+    + """\
+renew
+for b in "$@"; do
+    [ -f "$root/store/$b" ] || fail blob "$b"
+    [ "$(hash_of "$root/store/$b")" = "$b" ] || { rm -f "$root/store/$b"; fail blob "$b"; }
+done
+echo "verified $#"
+"""
+)
+"""Arguments: blobs. Those that are not what their names say are removed."""
 
 HOLD = _COMMON + 'renew\necho "held $token"\n'
 

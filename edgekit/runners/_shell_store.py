@@ -13,7 +13,9 @@ from edgekit.core import schema
 from edgekit.core.artifact import Artifact
 from edgekit.core.errors import DeviceError, StableDeviceError, TransientDeviceError
 from edgekit.core.files import safe_relative
-from edgekit.runners import _android_facts, _shell_scripts
+from edgekit.runners import _shell_scripts
+from edgekit.runners._checks import harmless
+from edgekit.runners._shell_facts import FactsReader, free_bytes, sections
 from edgekit.transports.base import CommandResult, Transport
 
 SECONDS = 120.0
@@ -21,7 +23,7 @@ LOCK_SECONDS = 60.0
 _TRANSIENT = frozenset({"busy", "blob", "lost"})
 _HINTS = {
     "disk-full": "Free some space there, or set `root:` of the device in devices.yaml to a larger disk.",
-    "permission": "Choose a `root:` in devices.yaml below which the device's shell may write: /data/local/tmp.",
+    "permission": "Choose a `root:` in devices.yaml below which the device's shell may write (Android: /data/local/tmp).",
     "blob": "Try again: what arrived wrong has been removed and is sent anew.",
     "busy": "Wait for the other run to end, then try again.",
     "lost": "Try again when the other run has ended.",
@@ -39,12 +41,14 @@ class Seen:
         missing: Blobs that are not there.
         current: Digest in force.
         free_bytes: Room; None where it is not told.
+        trusted_key: The public key whose releases alone the device takes; None where it takes any.
     """
 
     facts: Mapping[str, Any]
     missing: frozenset[str]
     current: str | None
     free_bytes: int | None
+    trusted_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,12 @@ class ShellStore:
 
     Args:
         transport: An open transport.
+        facts: How the device is asked what it is.
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, facts: FactsReader) -> None:
         self._transport = transport
+        self._facts = facts
         self.device = transport.device
         self.root = self.device.root.rstrip("/") or "/"
         self._token = secrets.token_hex(8)
@@ -74,21 +80,23 @@ class ShellStore:
 
     def inspect(self, model: str = "-", blobs: Sequence[str] = ()) -> Seen:
         """Facts of the device, and what it lacks of some blobs."""
-        script = _shell_scripts.INSPECT + _android_facts.SCRIPT
+        script = _shell_scripts.INSPECT + self._facts.script
         result = self._shell(script, [self.root, self._token, model, *blobs], SECONDS)
-        parts = _android_facts.sections(result.stdout.decode("utf-8", "replace"), self._token)
+        parts = sections(result.stdout.decode("utf-8", "replace"), self._token)
         answer = self._answer(CommandResult(result.returncode, parts[""].encode(), result.stderr, 0.0), may_be_cut=True)
         return Seen(
-            facts=_android_facts.facts(parts),
+            facts=harmless(self._facts.read(parts)),
             missing=frozenset(value for word, value in answer.lines if word == "missing"),
             current=answer.values.get("current"),
-            free_bytes=_android_facts.free_bytes(parts.get("df", "")),
+            free_bytes=free_bytes(parts.get("df", "")),
+            trusted_key=answer.values.get("trusted"),
         )
 
     def push(self, local: Path, *remote: str) -> int:
-        """Send a file to a path below the root; its size in bytes."""
-        self._transport.push(local, self.at(*remote))
-        return local.stat().st_size
+        """Send a file to a path below the root; how many bytes had to be sent."""
+        sent: list[int] = []
+        self._transport.push(local, self.at(*remote), sent.append)
+        return sum(sent)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -114,6 +122,14 @@ class ShellStore:
             TransientDeviceError: Another run has taken it.
         """
         self._answer(self._shell(_shell_scripts.HOLD, [self.root, self._token, str(int(seconds) + 60)], SECONDS))
+
+    def verify(self, blobs: Sequence[str]) -> None:
+        """Read blobs and compare them with their names.
+
+        Raises:
+            TransientDeviceError: One is not what it should be; it is removed, and sent anew the next time.
+        """
+        self._ask(_shell_scripts.VERIFY, SECONDS * 2, *blobs)
 
     def install(self, artifact: Artifact, main: str) -> str:
         """Lay the artifact's files out as a release, each checked by its hash; the folder's path."""

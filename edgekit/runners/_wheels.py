@@ -121,7 +121,8 @@ def platform_of(requirement: RuntimeRequirement, facts: Mapping[str, Any]) -> Pl
         raise StableDeviceError(
             f"{name} has no CPython 3 that runtime wheels exist for"
             f" (it has {facts.get('implementation')} {facts.get('python')}).",
-            "Install CPython 3.11 or newer there, and name it as `python:` of the device in devices.yaml.",
+            "Install CPython 3.11 or newer there, and name it as `python:` of the device in devices.yaml; or, for LiteRT"
+            " models, set `runner: native` of the device: it needs no Python there.",
         )
     if libc is None or libc[1] != "2":
         raise StableDeviceError(
@@ -131,7 +132,8 @@ def platform_of(requirement: RuntimeRequirement, facts: Mapping[str, Any]) -> Pl
         )
     needed = re.fullmatch(r"2\.(\d+)", requirement.min_glibc or "")
     if needed and int(libc[2]) < int(needed[1]):
-        raise StableDeviceError(
+        raise no_wheel(
+            requirement.packages[0],
             f"{name} has {libc[0]}, but {', '.join(requirement.packages)} needs glibc {requirement.min_glibc} or newer.",
             "Use a newer system there (Debian 12, Ubuntu 22.04, Raspberry Pi OS bookworm or newer), pin an older runtime"
             " under `runtimes:` of the target, or compile with --backend onnxruntime.",
@@ -139,8 +141,13 @@ def platform_of(requirement: RuntimeRequirement, facts: Mapping[str, Any]) -> Pl
     return Platform(facts["arch"], int(libc[2]), int(python[1]))
 
 
-def resolve(requirement: RuntimeRequirement, facts: Mapping[str, Any]) -> WheelSet:
+def resolve(requirement: RuntimeRequirement, facts: Mapping[str, Any], *, dependencies: bool = True) -> WheelSet:
     """The wheels that a device of those facts needs, from the cache or through pip.
+
+    Args:
+        requirement: What it needs.
+        facts: What it is.
+        dependencies: Whether what the packages depend on is taken too.
 
     Raises:
         StableDeviceError: No wheels fit the device.
@@ -151,7 +158,8 @@ def resolve(requirement: RuntimeRequirement, facts: Mapping[str, Any]) -> WheelS
 
     platform = platform_of(requirement, facts)
     folder = cache_dir() / "wheels" / "files"
-    key = sha256_bytes(schema.canonical_json([requirement, platform]))[:32]
+    identity: list[object] = [requirement, platform, *([] if dependencies else ["alone"])]
+    key = sha256_bytes(schema.canonical_json(identity))[:32]
     path = folder.parent / "locks" / f"{key}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     known = _known(path, folder)
@@ -159,7 +167,7 @@ def resolve(requirement: RuntimeRequirement, facts: Mapping[str, Any]) -> WheelS
         with FileLock(path.with_suffix(".lock")):
             known = _known(path, folder)
             if known is None:
-                known = _download(requirement, platform, folder)
+                known = _download(requirement, platform, folder, dependencies)
                 write_atomic(path, schema.to_json(_Lock(schema.SCHEMA_VERSION, known)))
     digest = sha256_bytes(schema.canonical_json([[wheel.name, wheel.sha256] for wheel in known]))[:16]
     return WheelSet(digest, known, folder)
@@ -178,11 +186,13 @@ def _known(path: Path, folder: Path) -> tuple[Wheel, ...] | None:
     return wheels if there else None
 
 
-def _download(requirement: RuntimeRequirement, platform: Platform, folder: Path) -> tuple[Wheel, ...]:
+def _download(
+    requirement: RuntimeRequirement, platform: Platform, folder: Path, dependencies: bool
+) -> tuple[Wheel, ...]:
     excluded = {normalized(name) for name in requirement.exclude}
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".part") as staging:
-        done = _pip(requirement, platform, Path(staging))
+        done = _pip(requirement, platform, Path(staging), dependencies)
         if done.returncode != 0:
             raise _explained(requirement, platform, done.stdout + done.stderr)
         wheels = []
@@ -203,13 +213,16 @@ def _unpacked(wheel: Path) -> int:
         return sum(entry.file_size for entry in archive.infolist())
 
 
-def _pip(requirement: RuntimeRequirement, platform: Platform, out: Path) -> subprocess.CompletedProcess[str]:
+def _pip(
+    requirement: RuntimeRequirement, platform: Platform, out: Path, dependencies: bool
+) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "pip", "download", "-vv", "--no-input", "--disable-pip-version-check"]
     argv += ["--only-binary=:all:", "--implementation", "cp", "--python-version", f"3.{platform.python}"]
     for abi in (f"cp3{platform.python}", "abi3", "none"):
         argv += ["--abi", abi]
     for tag in platform.tags:
         argv += ["--platform", tag]
+    argv += [] if dependencies else ["--no-deps"]
     argv += ["--dest", str(out), *requirement.packages]
     try:
         return subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=PIP_SECONDS, check=False)
@@ -243,11 +256,19 @@ def _explained(
     index = (
         ", add an index that has such wheels to pip's settings (piwheels)" if platform.arch.startswith("armv") else ""
     )
-    return StableDeviceError(
+    return no_wheel(
+        failed[1],
         f"There is no wheel of {failed[1]} for {platform}.{exist}",
         "Install a Python that has one there and name it as `python:` of the device in devices.yaml, pin another version"
         f" under `runtimes:` of the target{index}, or compile with another --backend.",
     )
+
+
+def no_wheel(requirement: str, message: str, hint: str) -> StableDeviceError:
+    """The error that says that no wheel of a requirement fits a device; `details` names it."""
+    error = StableDeviceError(message, hint)
+    error.details = {"no_wheel": requirement}
+    return error
 
 
 def _offers(requirement: str, said: str) -> str:

@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-import urllib.parse
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, get_args
 
 from edgekit.core import schema, signing
-from edgekit.core.device import Device
+from edgekit.core.conditions import Held
 from edgekit.core.errors import StableDeviceError
-from edgekit.core.files import sha256_file, size_of
-from edgekit.core.model import TensorSpec
-from edgekit.core.progress import Progress, Step
+from edgekit.core.files import sha256_file
+from edgekit.core.progress import Progress
 from edgekit.core.run_output import RunOutput
-from edgekit.core.units import format_bytes
+from edgekit.core.workload import WorkloadKind
 from edgekit.runners import _agent_wire as wire
 from edgekit.runners import _wheels
-from edgekit.runners._checks import printable, require_arch, require_name, require_space, unhealthy
+from edgekit.runners._agent_visit import Visit, digest_of, require_all_examples, why_unhealthy
+from edgekit.runners._checks import options_of, printable, require_arch, require_name, unhealthy
+from edgekit.runners._runtime import choose
 from edgekit.runners.base import Job, Rollback, Runner
 from edgekit.transports.base import Transport
 
-T = TypeVar("T")
 AGENT = "agent.py"
 INSPECT_SECONDS = 120.0
 LOCK_SECONDS = 60.0
 INSTALL_SECONDS = 900.0
 HEALTH_SECONDS = 600.0
-_HEADER_BYTES = 4096
 INTERMEDIATES = "intermediates.npz"
 """The one file that a workload of this kind leaves; see `docs/agent-protocol.md`."""
 _INTERMEDIATES_BYTES = 8 << 30
@@ -46,10 +43,27 @@ def agent_files() -> tuple[Path, ...]:
 
 def agent_digest() -> str:
     """Identity of the agent's files: names and bytes, 16 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for path in sorted(agent_files()):
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+    return digest_of(agent_files())
+
+
+def _inspect(visit: Visit, blobs: list[str], model: str | None) -> wire.Inspected:
+    request = {"command": "inspect", "blobs": blobs, "model": model}
+    return wire.parse(wire.Inspected, visit.first(request, INSPECT_SECONDS), visit.device)
+
+
+@dataclass(frozen=True)
+class AgentOptions:
+    """What `runner_options:` of a device may hold.
+
+    Attributes:
+        governor: The frequency governor to set while it is measured; the ones before are given back.
+        cool_below: Each timed run waits until the processor is below this temperature in °C.
+        cool_seconds: But no longer than this.
+    """
+
+    governor: str | None = None
+    cool_below: float | None = None
+    cool_seconds: float = 300.0
 
 
 class AgentRunner(Runner):
@@ -57,6 +71,8 @@ class AgentRunner(Runner):
 
     summary: ClassVar[str] = "a Python agent over any transport: Linux devices"
     needs_transport: ClassVar[bool] = True
+    kinds: ClassVar[frozenset[WorkloadKind]] = frozenset(get_args(WorkloadKind))
+    holds: ClassVar[bool] = True
 
     def execute(self, job: Job, transport: Transport, progress: Progress) -> RunOutput:
         """See `Runner.execute`."""
@@ -64,65 +80,25 @@ class AgentRunner(Runner):
 
     def probe(self, transport: Transport) -> dict[str, Any]:
         """See `Runner.probe`."""
-        return dict(_Visit(transport).inspect([], None).facts)
+        return dict(_inspect(Visit(transport, agent_files()), [], None).facts)
 
     def rollback(self, transport: Transport, model: str, to: str | None = None) -> Rollback:
         """See `Runner.rollback`."""
-        visit = _Visit(transport)
-        visit.inspect([], require_name(model))
+        visit = Visit(transport, agent_files())
+        _inspect(visit, [], require_name(model))
         request = {"command": "rollback", "model": model, "to": to, "lock_seconds": LOCK_SECONDS}
         done = visit.ask(wire.RolledBack, request, INSPECT_SECONDS + LOCK_SECONDS)
         return Rollback(done.current, done.previous)
-
-
-@dataclass
-class _Visit:
-    """Talks with the agent of one device."""
-
-    transport: Transport
-    sent: int = 0
-
-    @property
-    def device(self) -> Device:
-        return self.transport.device
-
-    def remote(self, *parts: str) -> str:
-        return "/".join((self.device.root.rstrip("/"), *parts))
-
-    def call(self, request: Mapping[str, Any], seconds: float, step: Step | None = None) -> Any:
-        def tell(line: str) -> None:
-            if step is not None and line.startswith("edgekit: "):
-                step.say(printable(line.removeprefix("edgekit: "), 100))
-
-        body = {"schema_version": schema.SCHEMA_VERSION, "root": self.device.root, **request}
-        argv = [self.device.python, self.remote("agent", agent_digest(), AGENT)]
-        data = schema.canonical_json(body)
-        return self.transport.run(argv, timeout=seconds, stdin=data, on_stderr=tell)
-
-    def ask(self, kind: type[T], request: Mapping[str, Any], seconds: float, step: Step | None = None) -> T:
-        return wire.parse(kind, self.call(request, seconds, step), self.device)
-
-    def inspect(self, blobs: list[str], model: str | None) -> wire.Inspected:
-        request = {"command": "inspect", "blobs": blobs, "model": model}
-        result = self.call(request, INSPECT_SECONDS)
-        if wire.is_absent(result):
-            for path in agent_files():
-                self.push(path, self.remote("agent", agent_digest(), path.name), None)
-            result = self.call(request, INSPECT_SECONDS)
-        return wire.parse(wire.Inspected, result, self.device)
-
-    def push(self, local: Path, remote: str, step: Step | None) -> None:
-        self.transport.push(local, remote, None if step is None else step.advance)
-        self.sent += local.stat().st_size
 
 
 class _Execution:
     """One job, step by step."""
 
     def __init__(self, job: Job, transport: Transport, progress: Progress) -> None:
-        self.job, self.progress, self.visit = job, progress, _Visit(transport)
+        self.job, self.progress, self.visit = job, progress, Visit(transport, agent_files())
         self.device = transport.device
         self.seconds: dict[str, float] = {}
+        self.held = _held(job.conditions, options_of(AgentOptions, self.device))
         manifest, plan = job.artifact.manifest, job.plan
         require_name(manifest.name)
         for workload in plan.workloads:
@@ -145,7 +121,7 @@ class _Execution:
     def done(self) -> RunOutput:
         begin = time.monotonic()
         with self.progress.step(f"looking at {self.device.name}"):
-            seen = self.visit.inspect(sorted(self.blobs), self.job.artifact.manifest.name)
+            seen = _inspect(self.visit, sorted(self.blobs), self.job.artifact.manifest.name)
         require_arch(self.device, self.job.arch, seen.facts.get("arch"))
         signer = self._signer(seen.trusted_key)
         begin = self._timed("inspect", begin)
@@ -166,6 +142,7 @@ class _Execution:
             previous=ran.previous,
             bytes_sent=self.visit.sent,
             seconds=self.seconds,
+            held=ran.held,
         )
 
     def _timed(self, step: str, begin: float) -> float:
@@ -192,7 +169,10 @@ class _Execution:
         if self.job.host_runtime:
             return None
         with self.progress.step(f"choosing the runtime for {self.device.name}"):
-            return _wheels.resolve(self.job.plan.runtime, seen.facts)
+            chosen = choose(self.job.plan.runtime, seen.facts)
+        if chosen.note:
+            self.progress.note(f"{self.device.name}: {chosen.note}")
+        return chosen.wheels
 
     def _push(self, seen: wire.Inspected, wheels: _wheels.WheelSet | None) -> None:
         unknown = set(seen.missing) - self.blobs.keys()
@@ -203,17 +183,10 @@ class _Execution:
         if wheels is not None and wheels.digest not in seen.runtimes:
             # Asked only now, for which wheels fit follows from the facts; a visit that changes nothing never comes here.
             files = {wheel.sha256: wheels.path(wheel) for wheel in wheels.wheels}
-            seen = self.visit.inspect(sorted(files), None)
+            seen = _inspect(self.visit, sorted(files), None)
             missing |= {sha256: path for sha256, path in files.items() if sha256 in seen.missing}
             unpacked = wheels.unpacked
-        if not missing:
-            return
-        total = sum(size_of(path) for path in missing.values())
-        require_space(self.device, self.device.root, seen.free_bytes, total + unpacked)
-        with self.progress.step(f"sending {format_bytes(total)} to {self.device.name}", total=total) as step:
-            for sha256, path in sorted(missing.items()):
-                step.say(path.name)
-                self.visit.push(path, self.visit.remote("store", sha256), step)
+        self.visit.send(missing, seen.free_bytes, unpacked, self.progress)
 
     def _run(self, wheels: _wheels.WheelSet | None, signer: signing.Signer | None) -> wire.Ran:
         job, plan = self.job, self.job.plan
@@ -232,6 +205,7 @@ class _Execution:
             "keep_releases": job.keep_releases,
             "lock_seconds": LOCK_SECONDS,
             "workloads": [schema.to_plain(workload) for workload in plan.workloads],
+            "conditions": schema.to_plain(self.held),
         }
         if job.health is not None:
             least = job.health.min_cosine
@@ -243,7 +217,8 @@ class _Execution:
             }
         if signer is not None:
             request["signature"] = signer.signature(self._release(request))
-        limit = sum(workload.timeout_seconds * workload.processes for workload in plan.workloads)
+        cooling = self.held.cool_seconds if self.held.cool_below_c is not None else 0.0
+        limit = sum((workload.timeout_seconds + cooling) * workload.processes for workload in plan.workloads)
         seconds = limit + LOCK_SECONDS + INSTALL_SECONDS + HEALTH_SECONDS
         with self.progress.step(f"running on {self.device.name}") as step:
             ran = self.visit.ask(wire.Ran, request, seconds, step)
@@ -253,7 +228,28 @@ class _Execution:
             self.progress.note(
                 f"{self.device.name}: from now on it takes releases signed by {ran.signed.key[:16]} only"
             )
+        self._tell_held(ran)
         return ran
+
+    def _tell_held(self, ran: wire.Ran) -> None:
+        """What was asked to be held and could not be: the figures stand, and a person should know."""
+        governor = ran.held.get("governor") or {}
+        if governor.get("trouble"):
+            self.progress.warn(
+                f"{self.device.name}: the governor {printable(str(governor.get('asked')), 40)} was not set everywhere:"
+                f" {printable(str(governor['trouble']), 200)}"
+            )
+        if governor.get("not_restored"):
+            self.progress.warn(
+                f"{self.device.name}: the governor before could not be given back; edgekit devices probe"
+                f" {self.device.name} tries again"
+            )
+        late = [run.cooled for run in ran.runs if run.cooled and not run.cooled.get("reached")]
+        if late:
+            found = "tells no temperature" if late[0].get("to_c") is None else f"was still at {late[0]['to_c']} °C"
+            self.progress.warn(
+                f"{self.device.name}: asked to cool below {late[0].get('below_c')} °C, the device {found}"
+            )
 
     def _release(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """What is signed: the record that the agent makes of the same request."""
@@ -267,20 +263,10 @@ class _Execution:
         }
 
     def _judge(self, ran: wire.Ran) -> None:
-        health, release = ran.health, self.job.release
-        if self.job.health is not None and health is None:
-            raise StableDeviceError(f"'{self.device.name}' left out the health check.")
-        if health is not None and not health.ok:
-            cosine = "none" if health.cosine is None else f"{health.cosine:.4f}"
-            least = self.job.health.min_cosine if self.job.health else 0.0
-            raise unhealthy(
-                self.device,
-                self.job,
-                f"cosine {cosine}, at least {least} is asked for. {printable(health.message)}".rstrip(),
-            )
-        if health is not None and self.job.health and not (health.cosine or 0.0) >= self.job.health.min_cosine:
-            raise StableDeviceError(f"'{self.device.name}' calls a release healthy whose outputs are not.")
-        if release and not ran.released:
+        trouble = why_unhealthy(self.job, ran, self.device)
+        if trouble:
+            raise unhealthy(self.device, self.job, trouble)
+        if self.job.release and not ran.released:
             raise StableDeviceError(f"'{self.device.name}' did not switch to the new release and does not say why.")
         if ran.hook is not None and ran.hook.returncode != 0:
             self.progress.warn(
@@ -289,23 +275,13 @@ class _Execution:
             )
 
     def _pull(self, ran: wire.Ran) -> dict[str, dict[str, Path]]:
-        specs = self.job.artifact.manifest.outputs
         found: dict[str, dict[str, Path]] = {}
-        chosen = {workload.name: workload.inputs for workload in self.job.plan.workloads}
         kinds = {run.workload: run.kind for run in ran.runs}
-        for name, examples in {run.workload: run.examples for run in ran.runs if run.kind != "latency"}.items():
-            if examples != self._examples(chosen[name]):
-                raise StableDeviceError(
-                    f"'{self.device.name}' computed {examples} examples of '{name}', not all of them."
-                )
-            found[name] = {}
+        for name, examples in require_all_examples(self.job, ran, self.device).items():
             if kinds[name] == "intermediates":
-                found[name][INTERMEDIATES] = self._pull_intermediates(name)
-                continue
-            with self.progress.step(f"fetching outputs from {self.device.name}", total=len(specs)) as step:
-                for spec in specs:
-                    found[name][spec.name] = self._pull_one(name, spec, examples)
-                    step.advance()
+                found[name] = {INTERMEDIATES: self._pull_intermediates(name)}
+            else:
+                found[name] = self.visit.outputs(self.job, self.run_id, name, examples, self.progress)
         return found
 
     def _pull_intermediates(self, workload: str) -> Path:
@@ -315,35 +291,12 @@ class _Execution:
             self.visit.transport.pull(remote, local, _INTERMEDIATES_BYTES)
         return local
 
-    def _pull_one(self, workload: str, spec: TensorSpec, examples: int) -> Path:
-        import numpy as np
 
-        file = f"{urllib.parse.quote(spec.name, safe='')}.npy"
-        local = self.job.outputs / workload / file
-        calls = -(-examples // self.job.artifact.manifest.inputs[0].batch_size)
-        size = calls * int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
-        self.visit.transport.pull(self.visit.remote("runs", self.run_id, workload, file), local, size + _HEADER_BYTES)
-        try:
-            array = np.load(local, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise StableDeviceError(
-                f"The output '{spec.name}' from '{self.device.name}' is not an .npy file: {error}."
-            ) from error
-        if array.dtype.name != spec.dtype or array.shape[1:] != tuple(spec.shape[1:]):
-            raise StableDeviceError(
-                f"The output '{spec.name}' from '{self.device.name}' is {array.dtype.name} {list(array.shape)}; its"
-                f" manifest says {spec.dtype} {list(spec.shape)}.",
-                "edgekit compile makes the artifact anew.",
-            )
-        return local
-
-    def _examples(self, inputs: str) -> int:
-        """How many examples a set has; the agent counts one that has exactly the model's shapes as one call."""
-        import numpy as np
-
-        spec = self.job.artifact.manifest.inputs[0]
-        shape = np.load(self.job.inputs[inputs][spec.name], mmap_mode="r", allow_pickle=False).shape
-        return int(shape[0]) if shape else 1
+def _held(asked: Held, options: AgentOptions) -> Held:
+    """What a person asked for, else what the device's entry says."""
+    if asked.cool_below_c is None and options.cool_below is not None:
+        asked = replace(asked, cool_below_c=options.cool_below, cool_seconds=options.cool_seconds)
+    return replace(asked, governor=asked.governor or options.governor)
 
 
 def _runtime(wheels: _wheels.WheelSet) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edgekit.core.artifact import Artifact
+from edgekit.core.conditions import Held
 from edgekit.core.errors import ConfigError
 from edgekit.core.progress import Progress
 from edgekit.core.registry import Registry
 from edgekit.core.run_output import RunOutput
-from edgekit.core.workload import RunPlan
+from edgekit.core.workload import RunPlan, WorkloadKind
 from edgekit.transports.base import Transport
 
 InputSet = Mapping[str, Path]
@@ -49,6 +50,7 @@ class Job:
         host_runtime: Whether the runtime of the interpreter that runs the agent is used, instead of wheels of our own;
             only where the device is this very machine.
         outputs: Folder on the host where the outputs are put.
+        conditions: What is held on the device while it is measured, by a runner that `holds`.
         arch: The instruction set that the artifact's target has; a device with another one is refused before anything
             of the job is sent. None where any will do.
     """
@@ -62,6 +64,7 @@ class Job:
     keep_releases: int = 2
     host_runtime: bool = False
     arch: str | None = None
+    conditions: Held = field(default_factory=Held)
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,10 @@ class Runner(abc.ABC):
 
     summary: ClassVar[str]
     needs_transport: ClassVar[bool]
+    kinds: ClassVar[frozenset[WorkloadKind]] = frozenset({"latency", "outputs"})
+    """The kinds of workload that it executes."""
+    holds: ClassVar[bool] = False
+    """Whether it holds a job's conditions, and times until a confidence is reached."""
 
     @abc.abstractmethod
     def execute(self, job: Job, transport: Transport, progress: Progress) -> RunOutput:

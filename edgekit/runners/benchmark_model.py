@@ -14,25 +14,24 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edgekit.core.errors import ConfigError, StableDeviceError, TransientDeviceError
-from edgekit.core.files import sha256_file, size_of
+from edgekit.core.files import sha256_file
 from edgekit.core.measurement import Measurement
 from edgekit.core.progress import Progress
 from edgekit.core.run_output import Health, RunOutput
-from edgekit.core.units import format_bytes
 from edgekit.core.workload import Workload
 from edgekit.runners import _benchmark_binary as binary
 from edgekit.runners import _benchmark_log as log
-from edgekit.runners._benchmark_outputs import Outputs, similarity, unavailable
-from edgekit.runners._checks import options_of, require_arch, require_name, require_space, unhealthy
-from edgekit.runners._shell_store import Seen, ShellStore
+from edgekit.runners._android_facts import READER
+from edgekit.runners._benchmark_outputs import Outputs, unavailable
+from edgekit.runners._checks import options_of, require_arch, unhealthy
+from edgekit.runners._raw_outputs import similarity
+from edgekit.runners._shell_visit import ShellVisit, probe, roll_back
 from edgekit.runners.base import Job, Rollback, Runner
 from edgekit.transports.base import Transport
 
 UNVERIFIED = "edgekit's support of Android was tested against a simulated device only, never yet on a phone"
 _PATH = re.compile(r"[A-Za-z0-9._/+-]+")
 _QUICK_SECONDS = 120.0
-_PUSH_SECONDS = 600.0
-_BYTES_PER_SECOND = 128 << 10
 
 
 class BenchmarkModelRunner(Runner):
@@ -47,19 +46,11 @@ class BenchmarkModelRunner(Runner):
 
     def probe(self, transport: Transport) -> dict[str, Any]:
         """See `Runner.probe`."""
-        seen = ShellStore(transport).inspect()
-        return {**seen.facts, "free_mib": None if seen.free_bytes is None else seen.free_bytes >> 20}
+        return probe(transport, READER)
 
     def rollback(self, transport: Transport, model: str, to: str | None = None) -> Rollback:
         """See `Runner.rollback`."""
-        require_name(model)
-        if to is not None:
-            require_name(to)
-        store = ShellStore(transport)
-        store.inspect(model)
-        with store.locked():
-            done = store.rollback(model, to)
-        return Rollback(done.values["current"], done.values.get("previous"))
+        return roll_back(transport, READER, model, to)
 
 
 @dataclass(frozen=True)
@@ -77,15 +68,11 @@ class _Tool:
     flags: frozenset[str]
 
 
-class _Execution:
+class _Execution(ShellVisit):
     """One job, step by step."""
 
     def __init__(self, job: Job, transport: Transport, progress: Progress) -> None:
-        self.job, self.transport, self.progress = job, transport, progress
-        self.device, self.store = transport.device, ShellStore(transport)
-        self.seconds: dict[str, float] = {}
-        self.sent = 0
-        require_name(job.artifact.manifest.name)
+        super().__init__(job, transport, progress, READER)
         _require_kinds(job)
         if not _PATH.fullmatch(self.store.root):
             raise ConfigError(
@@ -97,20 +84,21 @@ class _Execution:
     def done(self) -> RunOutput:
         program = binary.find(self.options, self.device.name)
         digest = sha256_file(program)
-        files = {entry.sha256: self.job.artifact.path / entry.path for entry in self.job.artifact.manifest.files}
         begin = time.monotonic()
         with self.progress.step(f"looking at {self.device.name}"):
-            seen = self.store.inspect(self.job.artifact.manifest.name, [*files, digest])
+            seen = self.store.inspect(self.model, [*self.files, digest])
+        self.require_unsigned(seen)
         self._require_arch(seen.facts, program)
-        begin = self._timed("inspect", begin)
+        begin = self.timed("inspect", begin)
         with self.store.locked():
-            tool = self._send(seen, {**files, digest: program}, digest)
-            begin = self._timed("push", begin)
-            model, health, previous = self._release(tool)
+            self.send(seen, {**self.files, digest: program})
+            tool = self._tool(digest)
+            begin = self.timed("push", begin)
+            model, health, previous = self.release(lambda path: self._health(tool, path))
             measured = self._measure(tool, model)
             found = self._compute(tool, model)
-            after = self.store.inspect(self.job.artifact.manifest.name).facts
-        self._timed("run", begin)
+            after = self.store.inspect(self.model).facts
+        self.timed("run", begin)
         self.progress.note(f"{self.device.name}: unverified: {UNVERIFIED}")
         return RunOutput(
             facts_before=seen.facts,
@@ -124,11 +112,6 @@ class _Execution:
             summaries=self._summaries(measured, seen.facts, after, tool),
         )
 
-    def _timed(self, step: str, begin: float) -> float:
-        now = time.monotonic()
-        self.seconds[step] = now - begin
-        return now
-
     def _require_arch(self, facts: Mapping[str, Any], program: Path) -> None:
         found = facts.get("arch")
         if found is not None:
@@ -136,21 +119,6 @@ class _Execution:
         binary.require_fit(program, found, self.device.name)
 
     # --- files ------------------------------------------------------------------------------------------------------
-
-    def _send(self, seen: Seen, files: Mapping[str, Path], program: str) -> _Tool:
-        """Send what is missing of the files, the tool among them: `program` is its hash."""
-        missing = {sha: path for sha, path in files.items() if sha in seen.missing}
-        total = sum(size_of(path) for path in missing.values())
-        if seen.free_bytes is not None and missing:
-            require_space(self.device, self.store.root, seen.free_bytes, total)
-        if missing:
-            self.store.hold(_PUSH_SECONDS + total / _BYTES_PER_SECOND)
-            with self.progress.step(f"sending {format_bytes(total)} to {self.device.name}", total=total) as step:
-                for sha, path in sorted(missing.items()):
-                    step.say(path.name)
-                    self.sent += self.store.push(path, "store", sha)
-                    step.advance(path.stat().st_size)
-        return self._tool(program)
 
     def _tool(self, digest: str) -> _Tool:
         path = self.store.at("store", digest)
@@ -171,21 +139,6 @@ class _Execution:
         return _Tool(path, digest, flags)
 
     # --- release ----------------------------------------------------------------------------------------------------
-
-    def _release(self, tool: _Tool) -> tuple[str, Health | None, str | None]:
-        """Path of the model's file there, how its health check ended, and the release in force before."""
-        job, manifest = self.job, self.job.artifact.manifest
-        if not job.release:
-            main = next(entry for entry in manifest.files if entry.path == job.plan.model_file)
-            return self.store.at("store", main.sha256), None, None
-        with self.progress.step(f"checking the release on {self.device.name}"):
-            folder = self.store.install(job.artifact, job.plan.model_file)
-            model = f"{folder}/{job.plan.model_file}"
-            health = self._health(tool, model)
-            switched = self.store.switch(manifest.name, job.artifact.digest, job.keep_releases)
-        if switched.values.get("hook", "0") != "0":
-            self.progress.warn(f"{self.device.name}: the hook on-switch failed (exit status {switched.values['hook']})")
-        return model, health, switched.values.get("previous")
 
     def _health(self, tool: _Tool, model: str) -> Health:
         quick = Workload("latency", "health", warmup_runs=1, min_runs=1, min_seconds=0.0, max_seconds=30.0)

@@ -17,12 +17,15 @@ from typing import Any, BinaryIO
 
 from edgekit.core.extras import require
 from edgekit.transports._here import writing
+from edgekit.transports._partial import partial_path
 
 _CHUNK_BYTES = 32768
 _MAX_REQUESTS = 64
 _EOF = 1
 _GOODBYE_SECONDS = 2.0
-_WRITE, _READ, _STATUS, _DATA, _EXTENDED, _EXTENDED_REPLY = 6, 5, 101, 103, 200, 201
+_OPEN, _READ, _WRITE, _STATUS, _DATA, _EXTENDED, _EXTENDED_REPLY = 3, 5, 6, 101, 103, 200, 201
+_DONE, _FORBIDDEN, _UNSUPPORTED = 0, 3, 8
+_WRITING, _CREATING = 2, 8
 
 
 class TooLargeError(Exception):
@@ -43,36 +46,63 @@ class Upload:
     Args:
         sftp: paramiko's SFTPClient.
         remote: The path on the device.
+        sha256: Hash of the content, where the upload can be continued after a cut. Then the temporary name follows from
+            it, and two uploads of one content may meet there: they write the same bytes to the same places.
     """
 
-    def __init__(self, sftp: Any, remote: str) -> None:
+    def __init__(self, sftp: Any, remote: str, sha256: str | None = None) -> None:
         self._sftp = sftp
         self._remote = remote
         folder, name = posixpath.split(remote)
-        self.temporary = posixpath.join(folder, f".{name}.{secrets.token_hex(4)}.part")
+        self.sha256 = sha256
+        self.temporary = (
+            posixpath.join(folder, f".{name}.{secrets.token_hex(4)}.part")
+            if sha256 is None
+            else partial_path(remote, sha256)
+        )
         self.folder = folder or "."
         self.acknowledged = 0
 
-    def send(self, stream: BinaryIO, executable: bool, on_bytes: Callable[[int], None] | None) -> None:
-        """Copy a stream to the device and give the file its name.
+    def found(self) -> int:
+        """Bytes that an earlier upload of the same content left; 0 for none."""
+        try:
+            return self._sftp.stat(self.temporary).st_size or 0
+        except FileNotFoundError:
+            return 0
+
+    def send(self, stream: BinaryIO, start: int, on_bytes: Callable[[int], None] | None) -> None:
+        """Copy a stream to the temporary file.
 
         Args:
             stream: What to copy.
-            executable: Whether the login may run the file.
+            start: Where to begin: the bytes before are there already.
             on_bytes: Called with the size of each piece that the device has acknowledged.
 
         Raises:
             OSError: The device refuses.
             ChangedError: What is there afterwards has another size.
         """
-        with self._created() as handle, _short_goodbye(self._sftp):
+        self.acknowledged = start
+        stream.seek(start)
+        with self._opened(start) as handle, _short_goodbye(self._sftp):
             self._write_all(handle, stream, on_bytes)
-        facts = self._sftp.stat(self.temporary)
-        size = facts.st_size
+            _sync(self._sftp, handle.handle)
+        size = self.found()
         if size != self.acknowledged:
-            raise ChangedError(f"{size} of {self.acknowledged} bytes arrived")
+            raise ChangedError(f"{size} of {self.acknowledged} bytes are there; does something else write it?")
+
+    def finish(self, executable: bool) -> None:
+        """Give the file its name.
+
+        Args:
+            executable: Whether the login may run the file.
+
+        Raises:
+            OSError: The device refuses.
+        """
         if executable:
-            self._sftp.chmod(self.temporary, stat.S_IMODE(facts.st_mode or 0o644) | stat.S_IXUSR)
+            mode = self._sftp.stat(self.temporary).st_mode or 0o644
+            self._sftp.chmod(self.temporary, stat.S_IMODE(mode) | stat.S_IXUSR)
         self._sftp.posix_rename(self.temporary, self._remote)
 
     def discard(self) -> None:
@@ -81,17 +111,28 @@ class Upload:
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
             self._sftp.remove(self.temporary)
 
-    def _created(self) -> Any:
+    def _opened(self, start: int) -> Any:
+        if start > 0:
+            try:
+                # Never made anew here: it would have a hole where the bytes before `start` were.
+                return self._sftp.open(self.temporary, "r+")
+            except FileNotFoundError as error:
+                raise ChangedError("what had arrived earlier is gone") from error
         try:
-            return self._sftp.open(self.temporary, "wx")
+            return self._create()
         except FileNotFoundError:
             make_folders(self._sftp, self.folder)
+            return self._create()
+
+    def _create(self) -> Any:
+        if self.sha256 is None:
             return self._sftp.open(self.temporary, "wx")
+        return _open_shared(self._sftp, self.temporary)
 
     def _write_all(self, handle: Any, stream: BinaryIO, on_bytes: Callable[[int], None] | None) -> None:
         pipeline = _Pipeline(self._sftp)
         sizes: deque[int] = deque()
-        offset = 0
+        offset = self.acknowledged
 
         def acknowledge() -> None:
             pipeline.finish_one()
@@ -108,6 +149,27 @@ class Upload:
             offset += len(data)
         while sizes:
             acknowledge()
+
+
+def _sync(sftp: Any, handle: bytes) -> None:
+    """Have the device write a file to its disk before it gets its name, where its server can (OpenSSH's can).
+
+    Without it a power cut some seconds later leaves the name, and no bytes.
+    """
+    pipeline = _Pipeline(sftp)
+    pipeline.send(_EXTENDED, "fsync@openssh.com", handle)
+    kind, message = pipeline.answer()
+    code = message.get_int() if kind == _STATUS else _DONE
+    if code not in (_DONE, _FORBIDDEN, _UNSUPPORTED):
+        raise OSError(message.get_text())
+
+
+def _open_shared(sftp: Any, path: str) -> Any:
+    """A file to write to, made where it is not there and never emptied: paramiko's modes have no word for that."""
+    from paramiko import SFTPAttributes, SFTPFile
+
+    _, message = sftp._request(_OPEN, path, _WRITING | _CREATING, SFTPAttributes())
+    return SFTPFile(sftp, message.get_binary(), "r+", 0)
 
 
 def download(sftp: Any, remote: str, local: Path, max_bytes: int) -> None:
@@ -244,10 +306,7 @@ class _Pipeline:
 
     def finish_one(self) -> bytes:
         """The data of the oldest request; empty for "done" and at the end of the file."""
-        number = self._asked.popleft()
-        while number not in self._answers:
-            self._sftp._read_response()
-        kind, message = self._answers.pop(number)
+        kind, message = self.answer()
         if kind == _DATA:
             return bytes(message.get_binary())
         try:
@@ -256,6 +315,13 @@ class _Pipeline:
             # Of the file, not of the connection: that one is an SSHException from _read_response.
             return b""
         return b""
+
+    def answer(self) -> tuple[int, Any]:
+        """The kind and the message of the answer to the oldest request."""
+        number = self._asked.popleft()
+        while number not in self._answers:
+            self._sftp._read_response()
+        return self._answers.pop(number)
 
     def _async_response(self, kind: int, message: Any, number: int) -> None:
         """What paramiko calls with each answer to a request of ours."""

@@ -82,6 +82,8 @@ class Connection:
             transport.banner_timeout = 2 * seconds
             offered = transport.get_security_options()
             offered.key_types = preferred_algorithms(known_keys(self._options, hop.key_name), offered.key_types)
+            # One pass over the data where paramiko's first choice takes two: a sixth less work for a push.
+            offered.ciphers = sorted(offered.ciphers, key=lambda name: "gcm" not in name)
             transport.start_client(timeout=seconds)
             if not transport.is_active() or not transport.initial_kex_done:
                 # start_client returns without a word when its time is up.

@@ -8,6 +8,8 @@ write and run programs.
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import posixpath
 import re
 import secrets
@@ -16,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 from edgekit.core.device import Device
 from edgekit.core.errors import ConfigError, DeviceError, StableDeviceError, TransientDeviceError
@@ -24,6 +26,7 @@ from edgekit.core.units import format_bytes
 from edgekit.transports import _adb_devices as listing
 from edgekit.transports import _adb_shell as shell
 from edgekit.transports._adb_errors import explain, lost, printable, state_error
+from edgekit.transports._adb_pieces import PIECE_BYTES, Pieces
 from edgekit.transports._adb_process import (
     INSTALL,
     Client,
@@ -93,6 +96,9 @@ class AdbTransport(Transport):
         self.close()
         started = self._adb("starting adb", "start-server", timeout=_SHORT_SECONDS)
         if started.returncode != 0:
+            # Of several that start it at the same moment one succeeds, and the others find it the second time.
+            started = self._adb("starting adb", "start-server", timeout=_SHORT_SECONDS)
+        if started.returncode != 0:
             raise explain(started.said, self.device.name, self.device.address, "starting adb")
         if listing.is_network_address(self.device.address):
             self._serial = self._connected(self.device.address)
@@ -130,31 +136,40 @@ class AdbTransport(Transport):
     def push(self, local: Path, remote: str, on_bytes: Callable[[int], None] | None = None) -> None:
         """Copy a file to the device: to a temporary name, its size checked, then renamed. Makes the folders.
 
+        A large file goes in pieces; those that an upload brought which was then cut off are not sent again.
+
         Raises:
             ConfigError: The file here cannot be read.
-            TransientDeviceError: The connection is lost; a file `.<name>.<random>.part` may be left.
+            TransientDeviceError: The connection is lost; files `.<name>.<letters>.part` may be left.
             StableDeviceError: The disk is full, or the device refuses for another reason.
         """
         try:
-            with local.open("rb"):
-                size = local.stat().st_size
+            stream = local.open("rb")
         except OSError as error:
             raise ConfigError(f"'{local}' cannot be read: {error.strerror}.") from error
         target, doing = self._absolute(remote), f"pushing '{remote}'"
         folder, name = posixpath.split(target)
-        temporary = posixpath.join(folder, f".{name}.{secrets.token_hex(4)}.part")
-        try:
-            done = self._adb(doing, *self._selected, "push", str(local.resolve()), temporary, timeout=_patience(size))
-            if done.returncode != 0:
-                raise explain(done.said, self.device.name, self._opened, doing)
-            self._finish_push(temporary, target, remote, size)
-        except StableDeviceError:
-            with contextlib.suppress(DeviceError):
-                self.run(["rm", "-f", temporary], timeout=_SHORT_SECONDS)
-            raise
-        if on_bytes is not None:
+        leftovers = [posixpath.join(folder, f".{name}.{secrets.token_hex(4)}.part")]
+        with stream:
+            facts = os.fstat(stream.fileno())
+            try:
+                pieces = self._pieces(stream, facts, target, doing)
+                if pieces is None:
+                    self._send(doing, local, leftovers[0])
+                else:
+                    leftovers = [pieces.whole, *pieces.paths]
+                    pieces.send(on_bytes)
+                    joined = pieces.join(self._where(remote))
+                    if joined.returncode != 0:
+                        raise self._refused(joined, doing)
+                self._finish_push(leftovers[0], target, remote, facts.st_size)
+            except StableDeviceError:
+                with contextlib.suppress(DeviceError):
+                    self.run(["rm", "-f", *leftovers], timeout=_SHORT_SECONDS)
+                raise
+        if on_bytes is not None and pieces is None:
             # adb tells its progress to terminals only.
-            on_bytes(size)
+            on_bytes(facts.st_size)
 
     def pull(self, remote: str, local: Path, max_bytes: int) -> None:
         """Copy a file from the device. Atomic here.
@@ -379,31 +394,41 @@ class AdbTransport(Transport):
         with tempfile.NamedTemporaryFile(prefix="edgekit-stdin-") as file:
             file.write(data)
             file.flush()
-            done = self._adb(
-                "sending its input", *self._selected, "push", file.name, target, timeout=_patience(len(data))
-            )
+            self._send("sending its input", Path(file.name), target)
+
+    def _send(self, doing: str, local: Path, target: str) -> None:
+        size = local.stat().st_size
+        done = self._adb(doing, *self._selected, "push", str(local.resolve()), target, timeout=_patience(size))
         if done.returncode != 0:
-            raise explain(done.said, self.device.name, self._opened, "sending its input")
+            raise explain(done.said, self.device.name, self._opened, doing)
+
+    def _pieces(self, stream: BinaryIO, facts: os.stat_result, target: str, doing: str) -> Pieces | None:
+        """The file in pieces; None where it goes as one: it is small, or the device cannot hash."""
+        if facts.st_size <= PIECE_BYTES:
+            return None
+        pieces = Pieces(stream, facts, target, self.run, functools.partial(self._send, doing))
+        return pieces if pieces.look() else None
 
     def _finish_push(self, temporary: str, target: str, remote: str, size: int) -> None:
         done = self.run(["sh", "-c", shell.FINISH_PUSH, "sh", temporary, target, str(size)], timeout=_patience(size))
-        where = f"'{remote}' on the device '{self.device.name}'"
         if done.returncode == 3:
-            raise StableDeviceError(f"{where} is a folder.", "Remove it, or choose another `root:`.")
+            raise StableDeviceError(f"{self._where(remote)} is a folder.", "Remove it, or choose another `root:`.")
         if done.returncode == 5:
             arrived = printable(done.stdout.decode("utf-8", "replace"))
-            raise TransientDeviceError(f"{where}: {arrived} of {size} bytes arrived.", "Try again.")
+            raise TransientDeviceError(f"{self._where(remote)}: {arrived} of {size} bytes arrived.", "Try again.")
         if done.returncode != 0:
-            raise explain(
-                f"remote {done.stderr.decode('utf-8', 'replace')}",
-                self.device.name,
-                self._opened,
-                f"pushing '{remote}'",
-            )
+            raise self._refused(done, f"pushing '{remote}'")
+
+    def _refused(self, done: CommandResult, doing: str) -> DeviceError:
+        said = done.stderr.decode("utf-8", "replace")
+        return explain(f"remote {said}", self.device.name, self._opened, doing)
+
+    def _where(self, remote: str) -> str:
+        return f"'{remote}' on the device '{self.device.name}'"
 
     def _size(self, source: str, remote: str) -> int:
         done = self.run(["sh", "-c", shell.LOOK_AT, "sh", source], timeout=_SHORT_SECONDS)
-        where, name = f"'{remote}' on the device '{self.device.name}'", self.device.name
+        where, name = self._where(remote), self.device.name
         if done.returncode == 3:
             raise StableDeviceError(f"There is no {where}.", f"edgekit devices probe {name}")
         if done.returncode == 4:

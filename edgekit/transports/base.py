@@ -99,7 +99,9 @@ class Transport(abc.ABC):
     def push(self, local: Path, remote: str, on_bytes: Callable[[int], None] | None = None) -> None:
         """Copy a file to the device: to a temporary name, its size checked, then renamed. Makes the folders.
 
-        What its owner may execute here may be executed there.
+        What its owner may execute here may be executed there. A large file whose push was cut off is continued by the
+        next push of the same content, as far as the device's own hash of what it has is right; then less is sent than
+        the file is long. (A copy on this very machine starts anew.)
 
         Args:
             local: The file here.

@@ -6,18 +6,20 @@ are always checked, of jump hosts too, whatever the ssh configuration says.
 
 from __future__ import annotations
 
+import os
 import shlex
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 from edgekit.core.device import Device
 from edgekit.core.errors import ConfigError, StableDeviceError, TransientDeviceError
 from edgekit.core.extras import is_installed, require
 from edgekit.core.units import format_bytes
+from edgekit.transports._partial import HASH_PREFIX, RESUMABLE_BYTES, digest_in, hash_seconds, prefix_sha256
 from edgekit.transports._sftp import ChangedError, NotAFileError, TooLargeError, Upload, download, free_bytes, is_folder
 from edgekit.transports._ssh_connect import Connection
 from edgekit.transports._ssh_errors import capitalized, lost, translated
@@ -147,9 +149,11 @@ class SshTransport(Transport):
     def push(self, local: Path, remote: str, on_bytes: Callable[[int], None] | None = None) -> None:
         """Copy a file to the device: to a temporary name, its size checked, then renamed. Makes the folders.
 
+        A large file whose upload was cut off goes on from there, where the device's own hash of what it has is right.
+
         Raises:
             ConfigError: The file here cannot be read.
-            TransientDeviceError: The connection is lost; a file `.<name>.<random>.part` may be left.
+            TransientDeviceError: The connection is lost; a file `.<name>.<letters>.part` may be left.
             StableDeviceError: The disk is full, or the device refuses for another reason.
         """
         try:
@@ -157,16 +161,47 @@ class SshTransport(Transport):
         except OSError as error:
             raise ConfigError(f"'{local}' cannot be read: {error.strerror}.") from error
         with stream, self._transfer(f"pushing '{remote}'") as sftp:
-            facts = local.stat()
-            upload = Upload(sftp, remote)
+            facts = os.fstat(stream.fileno())
+            sha256 = prefix_sha256(stream, facts.st_size) if facts.st_size >= RESUMABLE_BYTES else None
+            upload = Upload(sftp, remote, sha256)
             try:
-                upload.send(stream, bool(facts.st_mode & stat.S_IXUSR), on_bytes)
+                self._send(upload, stream, facts, on_bytes)
+                upload.finish(bool(facts.st_mode & stat.S_IXUSR))
             except BaseException as error:
                 problem = self._push_problem(error, sftp, upload, remote, facts.st_size)
-                upload.discard()
+                if sha256 is None or isinstance(error, ChangedError) or isinstance(problem, StableDeviceError):
+                    upload.discard()
                 if problem is None:
                     raise
                 raise problem from error
+
+    def _send(
+        self, upload: Upload, stream: BinaryIO, facts: os.stat_result, on_bytes: Callable[[int], None] | None
+    ) -> None:
+        """Bring the temporary file to the stream's content, which was of this size and age when it was hashed."""
+        start = 0 if upload.sha256 is None else self._trusted(upload, stream, facts.st_size)
+        upload.send(stream, start, on_bytes)
+        now = os.fstat(stream.fileno())
+        if (now.st_size, now.st_mtime_ns) != (facts.st_size, facts.st_mtime_ns):
+            raise ChangedError(f"'{stream.name}' here changed while it was sent")
+        # Since the look at the first part another upload may have begun the file anew.
+        if start and self._hash_there(upload.temporary, facts.st_size) != upload.sha256:
+            raise ChangedError("what an earlier upload left and the rest do not make the whole")
+
+    def _trusted(self, upload: Upload, stream: BinaryIO, size: int) -> int:
+        """How many bytes of an earlier upload can be built on; what cannot is removed."""
+        found = upload.found()
+        if found == 0:
+            return 0
+        if found <= size and self._hash_there(upload.temporary, found) == prefix_sha256(stream, found):
+            return found
+        upload.discard()
+        return 0
+
+    def _hash_there(self, path: str, size: int) -> str | None:
+        """SHA-256 of a file's first bytes, as the device says; None where it cannot tell."""
+        argv = ["sh", "-c", HASH_PREFIX, "sh", path, str(size)]
+        return digest_in(self.run(argv, timeout=hash_seconds(size)).stdout)
 
     def pull(self, remote: str, local: Path, max_bytes: int) -> None:
         """Copy a file from the device. Atomic here.

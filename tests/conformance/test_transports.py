@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -156,3 +157,106 @@ def test_close_may_be_called_twice_and_after_a_failed_open(unit):
     transport.close()
     with transport:
         assert transport.run(["true"], timeout=20).returncode == 0
+
+
+# Uploads that were cut off. A copy on this very machine (`local`) starts anew, which its base says.
+
+LARGE = 40 << 20
+
+
+@pytest.fixture
+def large(tmp_path):
+    source = tmp_path / "large.bin"
+    source.write_bytes(os.urandom(1 << 20) * (LARGE >> 20))
+    return source
+
+
+class CutOffError(Exception):
+    """What ends an upload in these tests."""
+
+
+def push_and_be_cut_off(unit, source, after):
+    """A push that ends once so many bytes are said to have arrived; its connection is closed."""
+    done = 0
+
+    def on_bytes(count):
+        nonlocal done
+        done += count
+        if done >= after:
+            raise CutOffError
+
+    with pytest.raises(CutOffError), connect(unit.device) as transport:
+        transport.push(source, "store/large", on_bytes)
+
+
+def sent_by(unit, source):
+    sent = []
+    with connect(unit.device) as transport:
+        transport.push(source, "store/large", sent.append)
+    return sum(sent)
+
+
+def partial_files(unit):
+    return sorted((unit.home / "store").glob(".large.*.part"))
+
+
+@pytest.fixture
+def resuming_unit(unit):
+    if unit.device.transport == "local":
+        pytest.skip("a copy on this very machine starts anew")
+    return unit
+
+
+def test_a_push_that_was_cut_off_goes_on_where_it_was(resuming_unit, large):
+    push_and_be_cut_off(resuming_unit, large, LARGE // 2)
+    assert partial_files(resuming_unit)
+    assert not (resuming_unit.home / "store/large").exists()
+    assert 0 < sent_by(resuming_unit, large) <= LARGE // 2
+    assert (resuming_unit.home / "store/large").read_bytes() == large.read_bytes()
+    assert leftovers(resuming_unit) == []
+
+
+def test_what_is_left_of_an_upload_is_not_believed_when_it_has_other_bytes(resuming_unit, large):
+    push_and_be_cut_off(resuming_unit, large, LARGE // 2)
+    for path in partial_files(resuming_unit):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    assert sent_by(resuming_unit, large) == LARGE
+    assert (resuming_unit.home / "store/large").read_bytes() == large.read_bytes()
+    assert leftovers(resuming_unit) == []
+
+
+def test_what_is_left_of_an_upload_is_not_continued_with_other_content(resuming_unit, large):
+    push_and_be_cut_off(resuming_unit, large, LARGE // 2)
+    old = partial_files(resuming_unit)
+    large.write_bytes(os.urandom(1 << 20) * (LARGE >> 20))
+    assert sent_by(resuming_unit, large) == LARGE
+    assert (resuming_unit.home / "store/large").read_bytes() == large.read_bytes()
+    assert partial_files(resuming_unit) == old
+
+
+def test_a_device_that_cannot_hash_gets_the_whole_file_again(resuming_unit, large):
+    push_and_be_cut_off(resuming_unit, large, LARGE // 2)
+    resuming_unit.take_away_hashes()
+    assert sent_by(resuming_unit, large) == LARGE
+    assert (resuming_unit.home / "store/large").read_bytes() == large.read_bytes()
+
+
+def test_two_pushes_of_one_file_at_once_are_never_mixed(resuming_unit, large):
+    def push():
+        try:
+            sent_by(resuming_unit, large)
+        except TransientDeviceError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(3) as pool:
+        ended = list(pool.map(lambda _: push(), range(3)))
+    final = resuming_unit.home / "store/large"
+    # Each is done, or told to try again: over ADB they may all get into each other's way, and a runner's lock prevents that.
+    assert final.exists() or None not in ended
+    assert not final.exists() or final.read_bytes() == large.read_bytes()
+    sent_by(resuming_unit, large)
+    assert final.read_bytes() == large.read_bytes()
+    assert leftovers(resuming_unit) == []

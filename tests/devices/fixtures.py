@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.devices.adb_daemon import AdbDaemon, tool
+from tests.devices.pi import PI4_32BIT, PI4_BULLSEYE, EmulatedPi
+from tests.devices.rootfs import UnavailableError
 from tests.devices.sshd import LoginKey, Sshd, make_key
 
 
@@ -95,3 +98,37 @@ def make_adb_daemon(tmp_path: Path, adb_server: dict[str, str]) -> Iterator[Call
 def adb_daemon(make_adb_daemon: Callable[..., AdbDaemon]) -> AdbDaemon:
     """A device with an empty /data/local/tmp, `adb_daemon.home`; `adb_daemon.device()` is a Device for it."""
     return make_adb_daemon()
+
+
+@contextlib.contextmanager
+def _running(pi: EmulatedPi) -> Iterator[EmulatedPi]:
+    """Started and stopped; the tests that ask for it are skipped where this machine cannot run it."""
+    try:
+        pi.start()
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    try:
+        yield pi
+    finally:
+        pi.stop()
+
+
+@pytest.fixture(scope="session")
+def emulated_pi(tmp_path_factory: pytest.TempPathFactory, login_key: LoginKey) -> Iterator[EmulatedPi]:
+    """An emulated Raspberry Pi 4 with the 64-bit system, behind a real SSH server."""
+    with _running(EmulatedPi(tmp_path_factory.mktemp("pi") / "pi", login_key)) as pi:
+        yield pi
+
+
+@pytest.fixture(scope="session")
+def emulated_pi_bullseye(tmp_path_factory: pytest.TempPathFactory, login_key: LoginKey) -> Iterator[EmulatedPi]:
+    """The same with the system before: Python 3.9 and glibc 2.31."""
+    with _running(EmulatedPi(tmp_path_factory.mktemp("pi39") / "pi", login_key, PI4_BULLSEYE)) as pi:
+        yield pi
+
+
+@pytest.fixture(scope="session")
+def emulated_pi_32bit(tmp_path_factory: pytest.TempPathFactory, login_key: LoginKey) -> Iterator[EmulatedPi]:
+    """One with the 32-bit system, which has NumPy of its own."""
+    with _running(EmulatedPi(tmp_path_factory.mktemp("pi32") / "pi", login_key, PI4_32BIT, "rpi-32bit")) as pi:
+        yield pi

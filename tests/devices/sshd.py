@@ -84,6 +84,8 @@ class Sshd:
         self.port = 0
         self._settings = settings
         self._kinds = host_key_kinds
+        self.environment = {"HOME": str(self.home)}
+        """Of every command and SFTP session on it."""
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -143,7 +145,6 @@ class Sshd:
 
     def start(self) -> None:
         """Start it, on the port it had before if there was one."""
-        sshd = _tool("sshd")
         self._prepare()
         for attempt in range(5):
             if not self.port or attempt:
@@ -151,7 +152,7 @@ class Sshd:
             self._write_config()
             with (self.folder / "sshd.log").open("ab") as log:
                 self._process = subprocess.Popen(
-                    [sshd, "-D", "-e", "-f", str(self.folder / "sshd_config")],
+                    [*self._program(), "-D", "-e", "-f", str(self.folder / "sshd_config")],
                     stdin=subprocess.DEVNULL,
                     stderr=log,
                 )
@@ -176,8 +177,13 @@ class Sshd:
         Returns:
             How many processes were killed.
         """
+        return _kill(_descendants(self.pid))
+
+    @property
+    def pid(self) -> int:
+        """The server's own process."""
         assert self._process is not None
-        return _kill(_descendants(self._process.pid))
+        return self._process.pid
 
     def rotate_host_key(self) -> None:
         """Give it new host keys, as after a reinstallation; it restarts on the same port."""
@@ -243,14 +249,22 @@ class Sshd:
             f"ForceCommand {self.folder / 'login.sh'}",
             # Before the wrapper's own: the login's shell reads .bashrc of its home, and what stands there (pyenv takes a
             # lock) would be killed in the middle by the tests that kill everything.
-            f'SetEnv "HOME={self.home}"',
+            # On one line: of several the server takes the first.
+            "SetEnv " + " ".join(f'"{name}={value}"' for name, value in self.environment.items()),
         ]
         path = self.folder / "sshd_config"
         path.write_text("\n".join(lines) + "\n")
-        # Newer servers shut out an address after failed logins, which is what some tests are made of.
-        penalties = [_tool("sshd"), "-t", "-f", str(path), "-o", "PerSourcePenalties=no"]
-        if subprocess.run(penalties, check=False, capture_output=True).returncode == 0:
+        if self._has_penalties(path):
             path.write_text("PerSourcePenalties no\n" + path.read_text())
+
+    def _program(self) -> list[str]:
+        """The server's program, without its options."""
+        return [_tool("sshd")]
+
+    def _has_penalties(self, config: Path) -> bool:
+        """Whether it is one that shuts out an address after failed logins, which is what some tests are made of."""
+        penalties = [*self._program(), "-t", "-f", str(config), "-o", "PerSourcePenalties=no"]
+        return subprocess.run(penalties, check=False, capture_output=True).returncode == 0
 
     def _host_key(self, kind: str) -> Path:
         return self.folder / f"host_{kind}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 import sys
 from dataclasses import replace
@@ -12,8 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from edgekit.core.device import Device
+from edgekit.core.errors import DeviceError
+from edgekit.core.progress import Progress, Silent
+from edgekit.core.run_output import RunOutput
 from edgekit.core.workload import RunPlan, RuntimeRequirement, Workload
+from edgekit.runners.agent import AgentRunner
 from edgekit.runners.base import HealthCheck, Job
+from edgekit.transports.base import connect
+from tests.devices import whole
 from tests.unit.agent.models import WEIGHTS, artifact_in, tflite_model
 
 EXAMPLES = np.arange(20, dtype=np.float32).reshape(5, 4)
@@ -66,29 +70,31 @@ def with_this_python(device: Device) -> Device:
 
 def current(root: Path) -> str | None:
     """The release that programs on the device see."""
-    link = root / "models" / NAME / "current"
-    return link.readlink().name if link.is_symlink() else None
+    return whole.current(root, NAME)
 
 
 def broken(root: Path) -> list[str]:
-    """What is wrong with a device: nothing, whatever happened to it.
-
-    A release in force has to be there whole; a blob has to hold what its name says; a kept release has to be whole, too.
-    """
-    wrong = []
-    link = root / "models" / NAME / "current"
-    if link.is_symlink() and not (link / "release.json").is_file():
-        wrong.append(f"current points to {link.readlink()}, which is not there")
-    for folder in (root / "models" / NAME / "releases").glob("[!.]*"):
-        record = json.loads((folder / "release.json").read_text())
-        for entry in record["files"]:
-            path = folder / entry["path"]
-            if not path.is_file() or digest_of(path) != entry["sha256"]:
-                wrong.append(f"{folder.name[:12]}: {entry['path']} is not what it was")
-    blobs = [path for path in (root / "store").glob("*") if len(path.name) == 64]
-    return wrong + [f"the blob {path.name[:12]} has other bytes" for path in blobs if digest_of(path) != path.name]
+    """What is wrong with a device: see `whole.broken`."""
+    return whole.broken(root, NAME)
 
 
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def visit(job: Job, device: Device, progress: Progress | None = None) -> RunOutput:
+    """Deploy once, without edgekit's own tries over again."""
+    with connect(device) as transport:
+        return AgentRunner().execute(job, transport, progress or Silent())
+
+
+def attempt(job: Job, device: Device, progress: Progress | None = None) -> bool:
+    """Whether a deploy worked; what it raises otherwise is one of our own errors, or the test fails."""
+    try:
+        return visit(job, device, progress).released
+    except DeviceError:
+        return False
+
+
+def judged(root: Path, job: Job, before: str | None, worked: bool) -> str | None:
+    """The device is whole, and serves what it should: the release in force."""
+    assert broken(root) == []
+    now = current(root)
+    assert now in ({job.artifact.digest} if worked else {before, job.artifact.digest})
+    return now

@@ -129,7 +129,7 @@ def write_devices(project: Path, **entries: Any) -> None:
         name: {
             key: value
             for key, value in {**vars(device)}.items()
-            if key in ("target", "transport", "address", "options", "python") and value
+            if key in ("target", "transport", "address", "options", "python", "emulated", "runner") and value
         }
         for name, device in entries.items()
     }

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.core.errors import DeviceError, StableDeviceError, TransientDeviceError
+from edgekit.core.errors import StableDeviceError, TransientDeviceError
 from edgekit.core.progress import Silent
 from edgekit.core.workload import Workload
 from edgekit.runners.agent import AgentRunner
@@ -25,13 +25,13 @@ from edgekit.transports.base import connect
 from edgekit.transports.fake import FaultyTransport
 from tests.devices.proxy import CuttingProxy
 from tests.devices.sshd import eventually
-from tests.e2e.fault_kit import Releases, broken, current, with_this_python
+from tests.e2e.cut_points import CALLS, FULL_DISKS, KILLS_ON_THE_DEVICE
+from tests.e2e.cut_points import FIRST_DEPLOY_BYTES as CUTS_OF_A_FIRST_DEPLOY
+from tests.e2e.cut_points import UPDATE_BYTES as CUTS_OF_AN_UPDATE
+from tests.e2e.fault_kit import Releases, attempt, broken, current, judged, visit, with_this_python
 from tests.e2e.kit import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_home")]
-CUTS_OF_AN_UPDATE = 110
-CUTS_OF_A_FIRST_DEPLOY = 50
-KILLS_ON_THE_DEVICE = 16
 OUTPUTS = Workload("outputs", "outputs")
 TIMED = Workload("latency", "latency", warmup_runs=1, min_runs=3, max_runs=3, min_seconds=0.0)
 
@@ -41,29 +41,8 @@ def releases(tmp_path):
     return Releases(tmp_path / "releases")
 
 
-def visit(job, device):
-    with connect(device) as transport:
-        return AgentRunner().execute(job, transport, Silent())
-
-
-def attempt(job, device):
-    """Whether a deploy worked; what it raises otherwise is one of our own errors, or the test fails."""
-    try:
-        return visit(job, device).released
-    except DeviceError:
-        return False
-
-
-def judged(root, job, before, worked):
-    """The device is whole, and serves what it should."""
-    assert broken(root) == []
-    now = current(root)
-    assert now in ({job.artifact.digest} if worked else {before, job.artifact.digest})
-    return now
-
-
 @pytest.mark.timeout(900)
-def test_a_connection_that_is_cut_after_any_number_of_bytes_of_an_update(sshd, releases):
+def test_a_connection_that_is_cut_after_any_number_of_bytes_of_an_update(sshd, releases, record_property):
     root = sshd.home / ".edgekit"
     visit(releases.job(), with_this_python(sshd.device()))
     with CuttingProxy(sshd.port) as cable:
@@ -78,13 +57,14 @@ def test_a_connection_that_is_cut_after_any_number_of_bytes_of_an_update(sshd, r
         in_force = judged(root, job, in_force, worked)
     # The last points may lie behind the end: a deploy's length differs by some bytes each time.
     assert cut >= 0.95 * CUTS_OF_AN_UPDATE
+    record_property("cut_points", cut)
     job = releases.job(TIMED)
     assert visit(job, with_this_python(sshd.device())).released is True
     assert judged(root, job, in_force, True) == job.artifact.digest
 
 
 @pytest.mark.timeout(900)
-def test_a_connection_that_is_cut_after_any_number_of_bytes_of_a_first_deploy(make_sshd, releases):
+def test_a_connection_that_is_cut_after_any_number_of_bytes_of_a_first_deploy(make_sshd, releases, record_property):
     first = make_sshd()
     with CuttingProxy(first.port) as cable:
         visit(releases.job(), with_this_python(first.device(port=cable.port)))
@@ -100,10 +80,11 @@ def test_a_connection_that_is_cut_after_any_number_of_bytes_of_a_first_deploy(ma
             assert visit(job, with_this_python(sshd.device())).released is True
         # A device that has seen nothing yet.
         subprocess.run(["rm", "-rf", str(root)], check=True)
+    record_property("cut_points", CUTS_OF_A_FIRST_DEPLOY)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_each_call_of_the_transport_is_cut_in_turn(sshd, releases, when):
+def test_each_call_of_the_transport_is_cut_in_turn(sshd, releases, when, record_property):
     root = sshd.home / ".edgekit"
     device = with_this_python(sshd.device())
     visit(releases.job(), device)
@@ -111,7 +92,8 @@ def test_each_call_of_the_transport_is_cut_in_turn(sshd, releases, when):
     with FaultyTransport(connect(device), fail_at=None) as transport:
         AgentRunner().execute(releases.job(OUTPUTS), transport, Silent())
         calls = transport.count
-    assert calls >= 12
+    assert calls >= CALLS
+    record_property("cut_points", calls)
     in_force = current(root)
     for number in range(1, calls + 1):
         job = releases.job(OUTPUTS)
@@ -150,7 +132,7 @@ print("lived")
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_the_hosts_process_is_killed_at_each_call(sshd, releases, when):
+def test_the_hosts_process_is_killed_at_each_call(sshd, releases, when, record_property):
     import pickle
 
     root = sshd.home / ".edgekit"
@@ -174,7 +156,8 @@ def test_the_hosts_process_is_killed_at_each_call(sshd, releases, when):
         assert done.returncode == -signal.SIGKILL, done.stderr.decode()
         killed += 1
         in_force = judged(root, job, in_force, False)
-    assert killed >= 12
+    assert killed >= CALLS
+    record_property("cut_points", killed)
     assert visit(job, device).released is True
 
 
@@ -191,7 +174,7 @@ def processes(sshd):
 
 
 @pytest.mark.timeout(600)
-def test_everything_on_the_device_is_killed_in_the_middle_as_by_a_reboot(sshd, releases):
+def test_everything_on_the_device_is_killed_in_the_middle_as_by_a_reboot(sshd, releases, record_property):
     root = sshd.home / ".edgekit"
     device = with_this_python(sshd.device())
     visit(releases.job(), device)
@@ -215,6 +198,7 @@ def test_everything_on_the_device_is_killed_in_the_middle_as_by_a_reboot(sshd, r
         failed += not found[0]
         in_force = judged(root, job, in_force, found[0])
     assert failed >= KILLS_ON_THE_DEVICE // 2
+    record_property("cut_points", KILLS_ON_THE_DEVICE)
     assert visit(releases.job(), device).released is True
 
 
@@ -256,7 +240,7 @@ def test_a_wrong_clock_on_the_device_loses_nothing(sshd, releases, then):
     assert judged(root, job, first.artifact.digest, True) == job.artifact.digest
 
 
-def test_a_disk_that_fills_up_at_any_push_leaves_the_release_before(sshd, releases, tmp_path):
+def test_a_disk_that_fills_up_at_any_push_leaves_the_release_before(sshd, releases, tmp_path, record_property):
     import contextlib
 
     root = sshd.home / ".edgekit"
@@ -280,7 +264,7 @@ def test_a_disk_that_fills_up_at_any_push_leaves_the_release_before(sshd, releas
             first = releases.job()
             visit(first, device)
             in_force = first.artifact.digest
-            for number in range(1, 4):
+            for number in range(1, FULL_DISKS + 1):
                 job = Releases(tmp_path / f"large{number}", padding=1 << 20).job()
                 with connect(device) as transport:
                     push, pushed = transport.push, []
@@ -299,5 +283,6 @@ def test_a_disk_that_fills_up_at_any_push_leaves_the_release_before(sshd, releas
                 in_force = judged(seen, job, in_force, False)
                 assert pushed
             assert attempt(releases.job(), device) is True
+            record_property("cut_points", FULL_DISKS)
         finally:
             holder.kill()

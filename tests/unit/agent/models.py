@@ -64,7 +64,7 @@ def openvino_model(folder: Path, batch: int) -> tuple[str, dict[str, str]]:
     return "model.xml", {}
 
 
-def tflite_model(folder: Path, batch: int) -> tuple[str, dict[str, str]]:
+def tflite_model(folder: Path, batch: int, weights: np.ndarray = WEIGHTS) -> tuple[str, dict[str, str]]:
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
@@ -89,7 +89,9 @@ def tflite_model(folder: Path, batch: int) -> tuple[str, dict[str, str]]:
     operator.builtinOptionsType = schema.BuiltinOptions.FullyConnectedOptions
     operator.builtinOptions = schema.FullyConnectedOptionsT()
     graph = schema.SubGraphT()
-    graph.tensors = [tensor("serving_x", (batch, 4), 0), tensor("w", (3, 4), 1), tensor("serving_y", (batch, 3), 0)]
+    wide, narrow = weights.shape
+    graph.tensors = [tensor("serving_x", (batch, wide), 0), tensor("w", (narrow, wide), 1)]
+    graph.tensors.append(tensor("serving_y", (batch, narrow), 0))
     graph.inputs, graph.outputs, graph.operators, graph.name = [0], [2], [operator], b"main"
     code = schema.OperatorCodeT()
     code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.FULLY_CONNECTED
@@ -99,7 +101,7 @@ def tflite_model(folder: Path, batch: int) -> tuple[str, dict[str, str]]:
     signature.signatureKey, signature.subgraphIndex = b"serving_default", 0
     model = schema.ModelT()
     model.version, model.operatorCodes, model.subgraphs, model.signatureDefs = 3, [code], [graph], [signature]
-    model.buffers = [buffer(), buffer(np.ascontiguousarray(WEIGHTS.T))]
+    model.buffers = [buffer(), buffer(np.ascontiguousarray(weights.T))]
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), b"TFL3")
     (folder / "model.tflite").write_bytes(bytes(builder.Output()))
@@ -107,9 +109,16 @@ def tflite_model(folder: Path, batch: int) -> tuple[str, dict[str, str]]:
 
 
 def artifact_in(
-    folder: Path, make: Maker, *, backend: str, batch: int = 2, target: str = "here", source: str = "model.py"
+    folder: Path,
+    make: Maker,
+    *,
+    backend: str,
+    batch: int = 2,
+    target: str = "here",
+    source: str = "model.py",
+    sizes: tuple[int, int] = WEIGHTS.shape,
 ) -> Artifact:
-    """An artifact of one of these models, named tiny; what else is in the folder already is part of it."""
+    """An artifact of one of these models, named tiny; what else is in the folder already is part of it; `sizes` are x's and y's."""
     folder.mkdir(parents=True, exist_ok=True)
     main, bindings = make(folder, batch)
     manifest = Manifest(
@@ -119,8 +128,8 @@ def artifact_in(
         target=target,
         main=main,
         files=describe_files(folder),
-        inputs=(TensorSpec("x", (batch, 4)),),
-        outputs=(TensorSpec("y", (batch, 3)),),
+        inputs=(TensorSpec("x", (batch, sizes[0])),),
+        outputs=(TensorSpec("y", (batch, sizes[1])),),
         lowering=Lowering(),
         history=(),
         source=source,

@@ -281,7 +281,7 @@ def test_a_hook_of_the_devices_owner_is_told_of_a_switch(device, tmp_path):
 @pytest.fixture
 def agent(monkeypatch):
     monkeypatch.syspath_prepend(str(AGENT))
-    for name in ("agent", "store", "facts"):
+    for name in ("agent", "store", "facts", "conditions", "held", "attended"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return importlib.import_module("agent")
 

@@ -74,3 +74,19 @@ def test_a_broken_wheel_leaves_no_runtime(device, tmp_path):
     request["runtime"] = {"kind": "wheels", "digest": "abc", "wheels": [{"name": "x.whl", "sha256": sha256}]}
     assert device.ask(request)["error"]["kind"] == "request"
     assert not list((device.root / "runtimes").iterdir())
+
+
+def test_what_arrived_of_a_missing_blob_counts_as_free(device, store):
+    sha256 = "ab" * 32
+    (device.root / "store" / f".{sha256}.{sha256[:16]}.part").write_bytes(bytes(1 << 20))
+    assert store.partial_bytes(str(device.root), [sha256]) == 1 << 20
+    assert store.partial_bytes(str(device.root), ["cd" * 32]) == 0
+
+
+def test_a_partial_file_that_nobody_continued_for_a_day_is_removed(device):
+    paths = [device.root / "store" / f".{letter * 64}.{letter * 16}.part" for letter in "ab"]
+    for path in paths:
+        path.write_bytes(b"x")
+    os.utime(paths[0], (1, 1))
+    device.ask({"command": "inspect", "blobs": [], "model": None})
+    assert [path.exists() for path in paths] == [False, True]

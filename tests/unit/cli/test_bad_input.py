@@ -56,7 +56,7 @@ def unwritten(person) -> bool:
         (("compile", "fac.py:build", "-t", "linux-x68"), ["no target 'linux-x68'", "Did you mean 'linux-x86'?"]),
         (("compile", "fac.py:build", "-t", "linux-x86", "-b", "litter"), ["no backend 'litter'", "'litert'"]),
         (("compile", "fac.py:build", "-t", "rpi4", "-b", "coreml"), ["'rpi4' does not run coreml", "litert"]),
-        (("deploy", "fac.py:build", "-t", "iphone15"), ["'iphone15' needs the runner coreml_mac", "--target iphone15"]),
+        (("deploy", "fac.py:build", "-t", "iphone15"), ["No device of target 'iphone15'", "transport: ssh"]),
         (
             ("deploy", "fac.py:build", "-t", "pixel8"),
             ["No device of target 'pixel8'", "transport: adb, address: SERIAL"],

@@ -28,6 +28,7 @@ VERBS = [
     ("verify",),
     ("deploy",),
     ("bench",),
+    ("compare",),
     ("report",),
     ("keys", "make"),
     ("keys", "show"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.runners import _android_facts as android
+from edgekit.runners._shell_facts import free_bytes, sections
 
 FIXTURES = sorted((Path(__file__).resolve().parents[2] / "fixtures" / "adb").glob("*.json"))
 READERS = {
@@ -33,7 +34,7 @@ def test_what_a_device_does_not_tell_is_none():
 
 
 def test_the_output_of_one_command_is_taken_apart_by_its_marks():
-    parts = android.sections("missing abc\n\nMARK getprop\n[a]: [b]\n\nMARK uname\n6.1\n", "MARK")
+    parts = sections("missing abc\n\nMARK getprop\n[a]: [b]\n\nMARK uname\n6.1\n", "MARK")
     assert parts == {"": "missing abc\n\n", "getprop": "[a]: [b]\n\n", "uname": "6.1\n"}
 
 
@@ -66,4 +67,4 @@ def test_memory_clock_and_cores_are_read():
     ],
 )
 def test_free_space_is_read_or_unknown(text, expected):
-    assert android.free_bytes(text) == expected
+    assert free_bytes(text) == expected

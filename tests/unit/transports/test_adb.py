@@ -216,3 +216,36 @@ def test_a_file_of_the_kernel_is_pulled_though_it_says_it_is_empty(phone, tmp_pa
     with pytest.raises(StableDeviceError, match="at most 10"):
         phone.pull("/proc/version", tmp_path / "short", 10)
     assert not (tmp_path / "short").exists()
+
+
+def test_a_large_push_that_is_cut_off_brings_only_the_missing_pieces_next(adb_daemon, tmp_path):
+    local, sent = tmp_path / "large", []
+    local.write_bytes(os.urandom(1 << 20) * 40)
+    with connect(adb_daemon.device()) as phone:
+        adb_daemon.faults.drop_after = 20 << 20
+        with pytest.raises(TransientDeviceError, match="lost while pushing 'large'"):
+            phone.push(local, "large")
+    assert not (adb_daemon.home / "large").exists()
+    with connect(adb_daemon.device()) as phone:
+        phone.push(local, "large", sent.append)
+    assert sum(sent) == 24 << 20
+    assert (adb_daemon.home / "large").read_bytes() == local.read_bytes()
+    assert list(adb_daemon.home.glob(".large*")) == []
+
+
+def test_a_large_push_keeps_the_right_to_execute(adb_daemon, tmp_path):
+    local = tmp_path / "tool"
+    local.write_bytes(bytes(17 << 20))
+    local.chmod(0o755)
+    with connect(adb_daemon.device()) as phone:
+        phone.push(local, "tool")
+    assert os.access(adb_daemon.home / "tool", os.X_OK)
+
+
+def test_a_disk_that_fills_up_in_a_large_push_leaves_nothing(adb_daemon, tmp_path):
+    local = tmp_path / "large"
+    local.write_bytes(bytes(40 << 20))
+    adb_daemon.faults.quota = 20 << 20
+    with connect(adb_daemon.device()) as phone, pytest.raises(StableDeviceError, match="Disk full"):
+        phone.push(local, "large")
+    assert list(adb_daemon.home.iterdir()) == []

@@ -1,0 +1,1 @@
+"""Parts of the runner that goes through a Mac."""
