@@ -7,7 +7,6 @@ and no process is ever left behind. Its speed and its memory are the emulator's 
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -119,7 +118,7 @@ class EmulatedPi(Sshd):
         """What the kernel calls the space that its processes are in; None where it does not run."""
         if self._process is None or self._process.poll() is not None:
             return None
-        return os.readlink(f"/proc/{self.pid}/ns/pid")
+        return str(Path(f"/proc/{self.pid}/ns/pid").readlink())
 
     def _prepare(self) -> None:
         super()._prepare()
@@ -149,7 +148,7 @@ def _members(namespace: str | None) -> list[str]:
     found = []
     for entry in Path("/proc").glob("[0-9]*/ns/pid"):
         try:
-            if os.readlink(entry) == namespace:
+            if str(entry.readlink()) == namespace:
                 found.append(entry.parts[2])
         except OSError:
             continue  # it ended while we looked

@@ -113,7 +113,7 @@ class Site:
         """The release in force; the machine has to be whole and to compute with it what it should."""
         script = Path(whole.__file__).read_text()
         seen: dict[str, Any] = json.loads(self.machine.python(script, ROOT, NAME))
-        assert seen["broken"] == []
+        assert seen["broken"] == [], seen["broken"]
         if seen["current"] is not None:
             rows = EXAMPLES[:2]
             found = json.loads(self.machine.python(_SERVE, ROOT, NAME, json.dumps(rows.tolist())))
@@ -123,7 +123,7 @@ class Site:
     def works_again(self) -> None:
         """The very next deploy works, and is in force."""
         job = self.job()
-        assert attempt(job, self.device)
+        assert attempt(job, self.device), "the next deploy failed"
         assert self.current() == job.artifact.digest
 
 
