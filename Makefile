@@ -44,10 +44,10 @@ test: $(STAMP) system-packages  ## Everything: lint, types, and the whole test s
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not hardware and not vm"
 
-VM_LOG := tests/vm/last-run.log
-
-test-vm: $(STAMP)  ## Deploy to a whole virtual Raspberry Pi that is cut off, rebooted and runs out of memory (docs/virtual-pi.md)
-	bash -o pipefail -c '$(BIN)/python -m pytest -v --tb=short -p no:cacheprovider -m vm tests/vm | tee $(VM_LOG)'
+test-vm: $(STAMP)  ## Deploy to a whole virtual Pi of 1 GiB: out of memory, reboots, power cuts (20 min)
+	$(BIN)/python -m tests.devices.vm
+	mkdir -p build
+	bash -o pipefail -c '$(BIN)/python -m pytest -v --no-header -m vm tests/vm 2>&1 | tee build/test-vm.log'
 
 bench-%: $(STAMP)  ## Run benchmarks/<name>.py
 	$(BIN)/python benchmarks/$*.py
