@@ -36,6 +36,10 @@ class ChangedError(Exception):
     """The file changed while it was read, or is not what was sent."""
 
 
+class TakenError(ChangedError):
+    """Another upload of the same content gave the temporary file its name, or began it anew."""
+
+
 class NotAFileError(Exception):
     """The path on the device is something else than a file."""
 
@@ -89,6 +93,8 @@ class Upload:
             _sync(self._sftp, handle.handle)
         size = self.found()
         if size != self.acknowledged:
+            if size == 0 and self.sha256 is not None:
+                raise TakenError("another upload of it took what had arrived")
             raise ChangedError(f"{size} of {self.acknowledged} bytes are there; does something else write it?")
 
     def finish(self, executable: bool) -> None:
@@ -99,11 +105,17 @@ class Upload:
 
         Raises:
             OSError: The device refuses.
+            TakenError: Another upload of the same content was faster.
         """
-        if executable:
-            mode = self._sftp.stat(self.temporary).st_mode or 0o644
-            self._sftp.chmod(self.temporary, stat.S_IMODE(mode) | stat.S_IXUSR)
-        self._sftp.posix_rename(self.temporary, self._remote)
+        try:
+            if executable:
+                mode = self._sftp.stat(self.temporary).st_mode or 0o644
+                self._sftp.chmod(self.temporary, stat.S_IMODE(mode) | stat.S_IXUSR)
+            self._sftp.posix_rename(self.temporary, self._remote)
+        except FileNotFoundError as error:
+            if self.sha256 is None:
+                raise
+            raise TakenError("another upload of it took what had arrived") from error
 
     def discard(self) -> None:
         """Remove the temporary file, as far as the device can still be reached."""
@@ -117,7 +129,7 @@ class Upload:
                 # Never made anew here: it would have a hole where the bytes before `start` were.
                 return self._sftp.open(self.temporary, "r+")
             except FileNotFoundError as error:
-                raise ChangedError("what had arrived earlier is gone") from error
+                raise TakenError("what had arrived earlier is gone") from error
         try:
             return self._create()
         except FileNotFoundError:

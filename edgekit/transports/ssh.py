@@ -20,7 +20,16 @@ from edgekit.core.errors import ConfigError, StableDeviceError, TransientDeviceE
 from edgekit.core.extras import is_installed, require
 from edgekit.core.units import format_bytes
 from edgekit.transports._partial import HASH_PREFIX, RESUMABLE_BYTES, digest_in, hash_seconds, prefix_sha256
-from edgekit.transports._sftp import ChangedError, NotAFileError, TooLargeError, Upload, download, free_bytes, is_folder
+from edgekit.transports._sftp import (
+    ChangedError,
+    NotAFileError,
+    TakenError,
+    TooLargeError,
+    Upload,
+    download,
+    free_bytes,
+    is_folder,
+)
 from edgekit.transports._ssh_connect import Connection
 from edgekit.transports._ssh_errors import capitalized, lost, translated
 from edgekit.transports._ssh_exec import Execution, OutputTooLargeError
@@ -168,8 +177,14 @@ class SshTransport(Transport):
                 self._send(upload, stream, facts, on_bytes)
                 upload.finish(bool(facts.st_mode & stat.S_IXUSR))
             except BaseException as error:
+                taken = isinstance(error, TakenError)
+                if taken and self._hash_there(remote, facts.st_size) == sha256:
+                    # The other upload has done it; its file is whole, or the hash would be another.
+                    return
                 problem = self._push_problem(error, sftp, upload, remote, facts.st_size)
-                if sha256 is None or isinstance(error, ChangedError) or isinstance(problem, StableDeviceError):
+                unusable = isinstance(error, ChangedError) or isinstance(problem, StableDeviceError)
+                # Where it was taken, what is there under its name by now is the other upload's.
+                if (sha256 is None or unusable) and not taken:
                     upload.discard()
                 if problem is None:
                     raise

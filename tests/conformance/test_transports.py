@@ -200,11 +200,10 @@ def partial_files(unit):
     return sorted((unit.home / "store").glob(".large.*.part"))
 
 
-@pytest.fixture
-def resuming_unit(unit):
-    if unit.device.transport == "local":
-        pytest.skip("a copy on this very machine starts anew")
-    return unit
+@pytest.fixture(params=[name for name in UNITS if name != "local"])
+def resuming_unit(request):
+    """A copy on this very machine starts anew."""
+    return request.getfixturevalue(f"unit_{request.param}")
 
 
 def test_a_push_that_was_cut_off_goes_on_where_it_was(resuming_unit, large):

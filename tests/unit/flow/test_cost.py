@@ -68,7 +68,8 @@ def test_the_stages_are_files_of_a_target_timed_in_its_runtime(wide, heard):
     assert source.ratio == 1
     assert factorized.ratio < 0.6
     assert factorized.file_bytes < 0.5 * source.file_bytes
-    assert unchanged == factorized
+    # Its manifest tells of one more pass: another artifact, with the same file.
+    assert unchanged.file_bytes == factorized.file_bytes
     assert timings.lowered.file_bytes < 0.5 * factorized.file_bytes
     assert 0.2 < timings.again.ratio < 5
     assert timings.again.file_bytes == source.file_bytes
