@@ -70,7 +70,8 @@ def test_a_browser_computes_times_and_tells_its_memory(job, here):
         assert 5 <= len(run.samples_ms) <= 20
         assert len(run.warmup_ms) == 2
         assert min(run.samples_ms) > 0
-        assert run.memory["peak_rss_mib"] > run.memory["runtime_baseline_mib"] > 0
+        # A model of a few bytes need not raise the peak of a whole browser.
+        assert run.memory["peak_rss_mib"] >= run.memory["runtime_baseline_mib"] > 0
     assert first.runtime["cross_origin_isolated"] is True
     assert first.runtime["browser"].startswith("Chromium ")
     assert found.released is False
